@@ -282,6 +282,12 @@ def test_iasl_compiles_every_construct_to_the_same_aml(tmp_path: Path) -> None:
     table = acpi.table(b"DSDT", 2, body)
     again, _ = recompile(table, tmp_path)
     assert again[36:] == table[36:]
+    source = " ".join((tmp_path / "dsdt.dsl").read_text().split())
+    assert "IRQ (Edge, ActiveHigh, Exclusive, ) {1}" in source
+    assert "IRQ (Level, ActiveLow, Shared, ) {12}" in source
+    assert "Interrupt (ResourceConsumer, Level, ActiveLow, Shared, ,, ) { 0x00000028, }" in source
+    assert "Memory32Fixed (ReadOnly, 0xFED00000," in source
+    assert "Method (LONG, 2, Serialized)" in source
 
 
 def recompile(table: bytes, folder: Path) -> tuple[bytes, str]:
