@@ -1,0 +1,149 @@
+"""ELF: loading an uncompressed kernel (vmlinux), or any other 64-bit image with physical addresses.
+
+gABI chapter 5 ("Program Loading"); for Linux, Documentation/arch/x86/boot.rst ("64-bit Boot Protocol") and
+the PVH entry point of arch/x86/platform/pvh/head.S.  Segments go to their physical addresses.  Everything
+is checked before the first byte is written; the checks of the headers stand in :mod:`loader.elf_headers`.
+"""
+
+from __future__ import annotations
+
+from loader.descriptions import mebibytes
+from loader.elf_headers import ElfImage, Segment, read_image
+from loader.enums import CMDLINE_SIZE_X86, INITRD_ADDR_MAX_64, KERNEL_ALIGNMENT, U64_MAX
+from loader.errors import (
+    ElfOverflow,
+    ElfReadKernelImage,
+    FileChanged,
+    FileUnreadable,
+    InvalidEntryAddress,
+    InvalidProgramHeaderAddress,
+    MemoryOverflow,
+    MisalignedKernel,
+    SegmentOutsideRam,
+)
+from loader.result import (
+    PVH_ENTRY_IGNORED,
+    PVH_ENTRY_NOT_PRESENT,
+    KernelLoaderResult,
+    PvhBootCapability,
+    pvh_entry_present,
+)
+
+__all__ = ["ElfImage", "Segment", "load", "read_image"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from loader.files import ImageFile
+    from loader.memory import Memory
+
+_ZEROES = bytes(1 << 16)
+
+
+def load(
+    memory: Memory,
+    file: ImageFile,
+    kernel_offset: int | None = None,
+    highmem_start: int | None = None,
+    *,
+    machine: str = "x86_64",
+    image: ElfImage | None = None,
+    memory_is_zero: bool = False,
+) -> KernelLoaderResult:
+    """Load the segments to their physical addresses plus ``kernel_offset``, and zero what follows each.
+
+    ``kernel_offset`` is added here, where a bzImage's is absolute; with one, PVH is "ignored", since its
+    note holds the address the kernel was linked for.  ``highmem_start`` is the lowest address allowed, for
+    the entry point and for every segment, offset included.  ``image`` spares reading the headers again;
+    ``memory_is_zero`` says that nothing needs to be zeroed.
+
+    Other than the crate: memory is zeroed; class, machine, type, sizes and overlap are checked, and that
+    all segments lie in RAM before one is written; segments without bytes in the file count for kernel_end;
+    a Linux kernel off its 2 MiB boundary, which would hang, is refused.
+
+    Raises the errors of :func:`read_image`, ElfOverflow, InvalidEntryAddress, InvalidProgramHeaderAddress,
+    MemoryOverflow, SegmentOutsideRam, MisalignedKernel, ElfReadKernelImage.
+    """
+    image = image or read_image(file, machine)
+    offset = kernel_offset or 0
+    _check_placement(memory, file, image, offset, highmem_start or 0)
+    for segment in image.segments:
+        _load_segment(memory, file, segment, offset, memory_is_zero)
+    entry = image.entry + offset
+    base = image.base + offset
+    end = image.segments[-1].end + offset
+    inside = any(segment.paddr <= image.entry < segment.end for segment in image.segments)
+    return KernelLoaderResult(
+        entry,
+        end,
+        pvh_boot_cap=_pvh(image, kernel_offset),
+        load_base=base,
+        entry_64=entry if inside else None,
+        reserved=((base, end - base),),
+        initrd_addr_max=INITRD_ADDR_MAX_64,
+        cmdline_size=CMDLINE_SIZE_X86,
+        is_linux=image.is_linux,
+    )
+
+
+def _check_placement(memory: Memory, file: ImageFile, image: ElfImage, offset: int, lowest: int) -> None:
+    """All that depends on where the image goes, for every segment, before anything is written."""
+    entry = image.entry + offset
+    if entry > U64_MAX:
+        raise ElfOverflow(f"{file.path}: entry point {image.entry:#x} plus offset {offset:#x} passes 64 bits")
+    if entry < lowest:
+        raise InvalidEntryAddress(
+            f"{file.path}: entry point {entry:#x} lies below the start of high memory at {lowest:#x}"
+        )
+    for segment in image.segments:
+        where = f"{file.path}: the segment at {segment.offset:#x}, for {segment.paddr:#x}"
+        start, end = segment.paddr + offset, segment.end + offset
+        if start > U64_MAX:
+            raise InvalidProgramHeaderAddress(f"{where} plus offset {offset:#x}, passes 64 bits")
+        if end - 1 > U64_MAX:
+            raise MemoryOverflow(
+                f"{where} plus offset {offset:#x}, ends past 64 bits with its {segment.memory_size:#x} bytes"
+            )
+        if start < lowest:
+            raise InvalidProgramHeaderAddress(
+                f"{where}, goes to {start:#x}, below the start of high memory at {lowest:#x}"
+            )
+        if not memory.contains(start, segment.memory_size):
+            raise SegmentOutsideRam(
+                f"{where}, needs {start:#x}..{end:#x}, and that is not all RAM",
+                f"give the machine at least {mebibytes(image.segments[-1].end + offset)} of memory",
+            )
+    base = image.base + offset
+    if image.is_linux and image.machine == "x86_64" and base % KERNEL_ALIGNMENT:
+        raise MisalignedKernel(
+            f"{file.path}: would start at {base:#x}, and off a {KERNEL_ALIGNMENT:#x} boundary Linux hangs",
+            f"use an offset that is a multiple of {KERNEL_ALIGNMENT:#x}",
+        )
+
+
+def _load_segment(
+    memory: Memory, file: ImageFile, segment: Segment, offset: int, memory_is_zero: bool
+) -> None:
+    start = segment.paddr + offset
+    if segment.file_size:
+        try:
+            file.read_into(memory.slice(start, segment.file_size), segment.offset)
+        except (FileChanged, FileUnreadable) as error:
+            raise ElfReadKernelImage(error.message, error.hint) from None
+    if not memory_is_zero:
+        _zero(memory, start + segment.file_size, segment.memory_size - segment.file_size)
+
+
+def _zero(memory: Memory, addr: int, size: int) -> None:
+    while size:
+        count = min(size, len(_ZEROES))
+        memory.slice(addr, count)[:] = _ZEROES[:count]
+        addr += count
+        size -= count
+
+
+def _pvh(image: ElfImage, kernel_offset: int | None) -> PvhBootCapability:
+    if kernel_offset is not None or not image.has_notes:
+        return PVH_ENTRY_IGNORED
+    if image.notes.pvh_entry is None:
+        return PVH_ENTRY_NOT_PRESENT
+    return pvh_entry_present(image.notes.pvh_entry)

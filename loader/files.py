@@ -1,0 +1,147 @@
+"""Input files: opened once, checked to be something the loader can read at offsets, read without copies.
+
+Every read is bounded by the size the file had when it was opened; the kernel may return less than asked
+for (Linux preadv(2)), so reads loop.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from loader.errors import (
+    FileChanged,
+    FileEmpty,
+    FileIsDirectory,
+    FileMissing,
+    FileNotRegular,
+    FilePermission,
+    FileUnreadable,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+class ImageFile:
+    """An open input file: ``path`` (for messages), ``fd``, ``size`` in bytes.  A context manager.
+
+    Made by :func:`open_file`, or from a descriptor (a memfd, for instance), which it then owns.
+    """
+
+    __slots__ = ("fd", "path", "size")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.size = os.fstat(fd).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """The descriptor, for ``select`` and ``mmap``."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close the descriptor; once closed, closing again does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``, or as many as the file has there.  For headers, not for images.
+
+        FileUnreadable if the system refuses.
+        """
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return b""
+        buffer = bytearray(size)
+        return bytes(memoryview(buffer)[: self._fill(memoryview(buffer), offset)])
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill all of ``view`` from ``offset``, straight from the page cache.
+
+        FileUnreadable if the system refuses, FileChanged if the file ends before.
+        """
+        done = self._fill(view, offset)
+        if done < len(view):
+            raise FileChanged(
+                f"{self.path}: ends at {offset + done:#x}, and had {self.size:#x} bytes when it was opened",
+                "do not write to the file while it is being loaded",
+            )
+
+    def _fill(self, view: memoryview, offset: int) -> int:
+        """Read into ``view`` until it is full or the file ends; returns the bytes read."""
+        done = 0
+        try:
+            while done < len(view):
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            raise FileUnreadable(f"{self.path}: reading at {offset + done:#x}: {error.strerror}") from None
+        return done
+
+
+def printable(path: str | bytes | os.PathLike[str]) -> str:
+    """``path`` as it may stand in a one-line message."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() and text else ascii(text)
+
+
+def open_regular(path: str | bytes | os.PathLike[str]) -> int:
+    """A descriptor for reading ``path``, which must be a regular file, of any size.
+
+    Never blocks (a FIFO without a writer is refused as what it is).  Raises FileMissing, FilePermission,
+    FileIsDirectory, FileNotRegular or FileUnreadable.
+    """
+    name = printable(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise FileMissing(f"{name}: no such file", "check the path") from None
+    except PermissionError:
+        raise FilePermission(
+            f"{name}: no permission to read it",
+            "make a readable copy, or run as a user who may read it",
+        ) from None
+    except ValueError:
+        raise FileMissing(f"{name}: no file can have this name", "check the path") from None
+    except OSError as error:
+        raise FileUnreadable(f"{name}: {error.strerror}", "check the path") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise FileIsDirectory(f"{name}: a directory, not a file", "give the file inside it")
+    raise FileNotRegular(
+        f"{name}: {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}, and the loader reads at offsets",
+        "copy its content to a regular file first",
+    )
+
+
+def open_file(path: str | bytes | os.PathLike[str]) -> ImageFile:
+    """Open an input file of any content: an initrd, for instance.
+
+    Raises what :func:`open_regular` raises, and FileEmpty.
+    """
+    file = ImageFile(open_regular(path), printable(path))
+    if not file.size:
+        file.close()
+        raise FileEmpty(f"{file.path}: the file is empty", "was it made or copied completely?")
+    return file
