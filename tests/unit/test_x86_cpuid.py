@@ -44,6 +44,7 @@ INTEL = {
     (0xB, 1): (4, 8, 0x201, 5),
     (0x1F, 0): (1, 2, 0x100, 5),
     (0x80000001, 0): (0, 0, 0x121, 0x2C100800),
+    (0x80000007, 0): (0, 0, 0, 0x100),
     (0x80000008, 0): (0x3027, 0, 0, 0),
     **KVM,
 }
@@ -56,6 +57,7 @@ AMD = {
     (0xA, 0): (0, 0, 0, 0),
     (0xB, 0): (0, 0, 0, 0),
     (0x80000001, 0): (0, 0, 0x00400393, 0x23D3FBFF),
+    (0x80000007, 0): (0, 0, 0, 0x100),
     (0x80000008, 0): (0x3030, 0x110AD205, 0x00017001, 0),
     (0x8000001D, 0): (0x4121, 0x01C0003F, 0x3F, 0),
     (0x8000001D, 2): (0x4143, 0x01C0003F, 0x3FF, 2),
@@ -183,6 +185,13 @@ def test_kvm_leaves_stay_and_timing_is_added_where_known(host: dict[tuple[int, i
     assert timed[0x40000000, 0] == (0x40000010, *KVM[0x40000000, 0][1:])
     assert timed[0x40000010, 0] == (2_400_000, 1_000_000, 0, 0)
     assert timed[0x40000001, 0] == KVM[0x40000001, 0]
+
+
+def test_no_frequency_is_promised_for_a_tsc_that_varies() -> None:
+    varying = {**AMD, (0x80000007, 0): (0, 0, 0, 0)}
+    found = patched(varying, 0, 1, tsc_khz=2_400_000)
+    assert (0x40000010, 0) not in found
+    assert found[0x40000000, 0] == KVM[0x40000000, 0]
 
 
 def test_the_list_is_not_changed_and_serves_every_vcpu() -> None:

@@ -32,6 +32,7 @@ def test_map_holds_the_addresses_boot_code_relies_on() -> None:
         layout.PDPT,
         layout.PAGE_DIRECTORIES,
         layout.COMMAND_LINE,
+        layout.SETUP_DATA,
         layout.EBDA,
         layout.ACPI_TABLES,
         layout.RESET_STUB,

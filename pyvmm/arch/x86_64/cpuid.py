@@ -56,6 +56,7 @@ class CacheEax(Register):
 
 CMP_LEGACY = 1 << 1  # leaf 0x80000001 ECX, AMD: HTT means cores, not threads
 TOPOEXT = 1 << 22  # leaf 0x80000001 ECX, AMD: leaves 0x8000001d and 0x8000001e are valid
+INVARIANT_TSC = 1 << 8  # leaf 0x80000007 EDX
 EPB = 1 << 3  # leaf 6 ECX, Intel: IA32_ENERGY_PERF_BIAS exists
 
 
@@ -69,7 +70,7 @@ def patch(
 ) -> list[kvm_cpuid_entry2]:
     """The entries for vCPU ``index`` of ``count``, for KVM_SET_CPUID2; ``supported`` is left as it is.
 
-    ``tsc_khz`` is the guest's TSC frequency, 0 if unknown; ``tsc_deadline`` says whether the host has
+    ``tsc_khz`` is the guest's TSC frequency in kHz, 0 if unknown; ``tsc_deadline`` says whether the host has
     KVM_CAP_TSC_DEADLINE_TIMER (with the in-kernel LAPIC).
     """
     entries = [kvm_cpuid_entry2.from_buffer_copy(entry) for entry in supported]
@@ -167,13 +168,15 @@ def _with_topology(
 
 
 def _with_timing(entries: list[kvm_cpuid_entry2], tsc_khz: int) -> list[kvm_cpuid_entry2]:
-    """Leaf 0x40000010 (TSC and APIC bus frequency in kHz), an agreement among hypervisors, where it is known.
+    """Leaf 0x40000010 (TSC and APIC bus frequency in kHz), an agreement among hypervisors, if they are fixed.
 
-    Guests that know it need no calibration.  The leaves of KVM itself stay: signature and features, and
-    with them kvm-clock; a guest looks no further than the signature leaf's EAX, so that is raised.
+    Guests that know it need no calibration; a TSC that is not invariant has no frequency to promise.  The
+    leaves of KVM itself stay: signature and features, and with them kvm-clock.  A guest looks no further than
+    the signature leaf's EAX, so that is raised.
     """
     signature = next((entry for entry in entries if entry.function == KVM_SIGNATURE_LEAF), None)
-    if signature is None or not tsc_khz:
+    power = next((entry for entry in entries if entry.function == 0x8000_0007), None)
+    if signature is None or power is None or not power.edx & INVARIANT_TSC or not tsc_khz:
         return entries
     signature.eax = max(signature.eax, TIMING_LEAF)
     entries = [entry for entry in entries if entry.function != TIMING_LEAF]

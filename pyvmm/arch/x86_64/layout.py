@@ -26,6 +26,7 @@ PDPT = 0xA000
 PAGE_DIRECTORIES = 0xB000  # four, one for each GiB
 COMMAND_LINE = 0x2_0000
 COMMAND_LINE_SIZE = 0x1_0000
+SETUP_DATA = 0x3_0000  # what the zero page has no field for: the RNG seed
 EBDA = 0x9_FC00  # the end of what the kernel may use of low RAM; an MP table goes here
 VGA_HOLE = 0xA_0000
 ACPI_TABLES = 0xE_0000  # the RSDP first, where a kernel that is told nothing searches for it
@@ -53,6 +54,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (PDPT, 0x1000, "PDPT"),
     (PAGE_DIRECTORIES, 0x4000, "page directories"),
     (COMMAND_LINE, COMMAND_LINE_SIZE, "command line"),
+    (SETUP_DATA, 0x1000, "setup_data"),
     (EBDA, 0x400, "EBDA"),
     (VGA_HOLE, 0x4_0000, "VGA and option ROM window"),
     (ACPI_TABLES, 0x1_0000, "ACPI tables"),

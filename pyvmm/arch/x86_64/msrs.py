@@ -7,23 +7,29 @@ own synchronisation between vCPUs.
 
 from __future__ import annotations
 
-IA32_TSC = 0x10
-IA32_APIC_BASE = 0x1B
-IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP = 0x174, 0x175, 0x176
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 IA32_MISC_ENABLE = 0x1A0
 IA32_MTRR_DEF_TYPE = 0x2FF
-IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
-IA32_KERNEL_GS_BASE = 0xC000_0102
 
-FAST_STRINGS = 1 << 0  # MISC_ENABLE: firmware sets it, and Linux gives up "rep_good" on Intel without it
-BTS_UNAVAILABLE = 1 << 11  # MISC_ENABLE: as KVM resets it; branch traces and PEBS are not offered
-PEBS_UNAVAILABLE = 1 << 12
+FAST_STRINGS = 1 << 0  # MISC_ENABLE: firmware sets it; without it Linux on Intel gives up fast string copies
+MTRR_ENABLE = 1 << 11  # MTRR_DEF_TYPE
+WRITE_BACK = 6  # MTRR_DEF_TYPE: with no ranges defined all memory is write-back, as firmware makes RAM
 
-MTRR_ENABLE = 1 << 11
-WRITE_BACK = 6  # with no ranges defined, all memory is write-back, as firmware would arrange for RAM
+# Neither is vital to a boot, and a software KVM may refuse them.
+OPTIONAL = (IA32_MISC_ENABLE, IA32_MTRR_DEF_TYPE)
+READ_FIRST = (IA32_MISC_ENABLE,)
 
-# Neither is vital to a boot and some hosts refuse them, so each is set alone and a refusal is no error.
-OPTIONAL: tuple[tuple[int, int], ...] = (
-    (IA32_MISC_ENABLE, FAST_STRINGS | BTS_UNAVAILABLE | PEBS_UNAVAILABLE),
-    (IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK),
-)
+
+def boot_values(current: Mapping[int, int]) -> dict[int, int]:
+    """Index to value, for KVM_SET_MSRS after KVM_SET_CPUID2.
+
+    ``current`` holds the values of READ_FIRST: the other bits of MISC_ENABLE say what the PMU lacks, and KVM
+    sets them by CPUID.
+    """
+    return {
+        IA32_MISC_ENABLE: current.get(IA32_MISC_ENABLE, 0) | FAST_STRINGS,
+        IA32_MTRR_DEF_TYPE: MTRR_ENABLE | WRITE_BACK,
+    }

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     class WritableMemory(Protocol):
         """What writing tables needs of guest memory."""
 
-        def write(self, addr: int, data: bytes) -> None: ...
+        def write(self, address: int, data: bytes, /) -> None: ...
 
     class ReadableMemory(Protocol):
         """What a walk needs of guest memory."""
 
-        def read(self, addr: int, size: int) -> bytes: ...
-        def contains(self, addr: int, size: int) -> bool: ...
+        def read(self, address: int, size: int, /) -> bytes: ...
+        def contains(self, address: int, size: int, /) -> bool: ...
 
 
 IDENTITY_MAP_SIZE = 0x6000  # PML4, PDPT and four page directories
 
+_ALL_ONES = (1 << 64) - 1
 _ADDRESS = 0x000F_FFFF_FFFF_F000  # bits 51 to 12 of an entry
 
 
@@ -179,3 +180,19 @@ def _entry_problem(level: str, entry: int, shift: int, may_be_page: bool, entry_
     if entry & PageTableEntry.PS and may_be_page and entry & ((1 << shift) - 1) >> 13 << 13:
         return f"the {level} maps a page at an address that is not a multiple of its size"
     return ""
+
+
+def read_linear(
+    memory: ReadableMemory, linear: int, size: int, *, cr0: int, cr3: int, cr4: int, efer: int
+) -> bytes:
+    """Up to ``size`` bytes at a linear address, ending early where nothing is mapped or there is no RAM."""
+    found = b""
+    while len(found) < size:
+        place = walk(memory, linear + len(found) & _ALL_ONES, cr0=cr0, cr3=cr3, cr4=cr4, efer=efer).physical
+        if place is None:
+            break
+        length = min(size - len(found), 0x1000 - (place & 0xFFF))
+        if not memory.contains(place, length):
+            break
+        found += memory.read(place, length)
+    return found

@@ -168,6 +168,57 @@ class PageTableEntry(Register):
         return " ".join(word for word in super().decode().split() if not word.startswith(("BASE=", "+")))
 
 
+class InterruptionInfo(Register):
+    """The event being delivered at an exit: VMX IDT-vectoring information (SDM volume 3, 25.9.3), and with
+    the same layout SVM's EXITINTINFO (AMD APM volume 2, 15.20)."""
+
+    VECTOR = Bits(7, 0)
+    TYPE = Bits(10, 8)
+    ERROR_CODE = Bit(11)
+    VALID = Bit(31)
+
+    def decode(self) -> str:
+        """The event in words: an exception's name, ``NMI`` or ``interrupt 0x20``."""
+        if not self.VALID:
+            return "none"
+        if self.TYPE == 2:
+            return "NMI"
+        if self.TYPE in (3, 5, 6):
+            return exception_name(self.VECTOR)
+        return f"{'software ' if self.TYPE == 4 else ''}interrupt {self.VECTOR:#x}"
+
+
+EXCEPTIONS = (
+    "#DE divide error",
+    "#DB debug",
+    "NMI",
+    "#BP breakpoint (int3)",
+    "#OF overflow",
+    "#BR bound range",
+    "#UD invalid opcode",
+    "#NM device not available",
+    "#DF double fault",
+    "coprocessor overrun",
+    "#TS invalid TSS",
+    "#NP segment not present",
+    "#SS stack fault",
+    "#GP general protection",
+    "#PF page fault",
+    "reserved",
+    "#MF x87 error",
+    "#AC alignment check",
+    "#MC machine check",
+    "#XM SIMD error",
+    "#VE virtualization",
+    "#CP control protection",
+)
+
+
+def exception_name(vector: int) -> str:
+    """The mnemonic and meaning of an exception vector (SDM volume 3, table 6-1)."""
+    return EXCEPTIONS[vector] if vector < len(EXCEPTIONS) else f"exception {vector}"
+
+
 class PageFaultError(Register):
     """The error code of a page fault (SDM volume 3, 4.7)."""
 

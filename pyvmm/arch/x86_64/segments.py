@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     class WritableMemory(Protocol):
         """What writing the GDT needs of guest memory."""
 
-        def write(self, addr: int, data: bytes) -> None: ...
+        def write(self, address: int, data: bytes, /) -> None: ...
 
 
 BOOT_TSS, BOOT_CS, BOOT_DS = 0x08, 0x10, 0x18
