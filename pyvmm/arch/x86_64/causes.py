@@ -66,8 +66,8 @@ def _triple_fault(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
 
 def _internal_error(stop: Stop, memory: ReadableMemory, software_kvm: bool | None) -> Iterator[str]:
     if stop.suberror == uapi_run.KVM_INTERNAL_ERROR_EMULATION:
-        yield from _fetch(stop, memory)
-        yield from _emulation(stop, memory, software_kvm)
+        fetch = list(_fetch(stop, memory))
+        yield from fetch or _emulation(stop, memory, software_kvm)
         yield from _contradictions(stop.regs, stop.sregs)
     elif stop.suberror == uapi_run.KVM_INTERNAL_ERROR_SIMUL_EX:
         event = InterruptionInfo(stop.data[0]).decode() if stop.data else "an event"
@@ -214,20 +214,17 @@ def _instruction(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
     elif name == "mov to a control register":
         yield "a move to a control register, which faults when the new value is not allowed (#GP)"
     elif name in ("iret", "iretd", "iretq"):
-        yield f"{name} with a return frame that is wrong (#GP), or on a software KVM"
+        yield f"{name}, whose return frame may be wrong (#GP)"
 
 
 def _emulation(stop: Stop, memory: ReadableMemory, software_kvm: bool | None) -> Iterator[str]:
     """KVM had to emulate an instruction and could not."""
     code = stop.instruction or stop.read(memory, stop.rip, 15)
     name = instructions.name(code, long_mode=stop.long_mode)
-    what = (
-        f"{name} ({code.hex(' ')})"
-        if name
-        else f"the instruction {code.hex(' ')}"
-        if code
-        else "an instruction"
-    )
+    if name:
+        what = f"{name} ({code[:4].hex(' ')} ...)"
+    else:
+        what = f"the instruction {code.hex(' ')}" if code else "an instruction"
     if software_kvm or (software_kvm is None and name in instructions.SOFTWARE_KVM_LACKS):
         certain = "this host's KVM is a software one" if software_kvm else "this looks like a software KVM"
         yield f"{certain} and cannot emulate {what}: run with --lab, which has a KVM that can"

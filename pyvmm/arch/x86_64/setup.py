@@ -9,7 +9,6 @@ from __future__ import annotations
 from pyvmm.arch.x86_64 import cpuid, lapic, layout, msrs
 from pyvmm.kvm.errors import KvmError
 from pyvmm.kvm.uapi import Cap
-from pyvmm.kvm.uapi_x86 import kvm_fpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +28,6 @@ REQUIRED = (
     Cap.SET_IDENTITY_MAP_ADDR,
     Cap.IMMEDIATE_EXIT,
 )
-
-FPU_CONTROL_WORD = 0x37F  # as after FNINIT: all exceptions masked, extended precision
-MXCSR = 0x1F80  # likewise
 
 
 def prepare_vm(system: System, vm: Vm) -> None:
@@ -56,6 +52,8 @@ def prepare_vcpu(
 ) -> None:
     """Give ``vcpu``, number ``index`` of ``count``, its identity and what firmware would have set up.
 
+    Floating point needs nothing: KVM leaves it as after FNINIT (control word 0x37f, MXCSR 0x1f80).
+
     ``supported`` is ``system.supported_cpuid()``, to ask for it once for all vCPUs.  The vCPU is left where
     KVM resets it: the boot processor (0) needs an entry besides, the others wait for the kernel.
     """
@@ -71,7 +69,6 @@ def prepare_vcpu(
         )
     )
     vcpu.set_msrs(msrs.boot_values(vcpu.get_msrs(msrs.READ_FIRST)), optional=msrs.OPTIONAL)
-    vcpu.set_fpu(kvm_fpu(fcw=FPU_CONTROL_WORD, mxcsr=MXCSR))
     if index == 0:  # the others' are reset again by the INIT that starts them
         state = vcpu.get_lapic()
         lapic.wire_pins(state)
