@@ -66,25 +66,22 @@ class ImageFile:
         FileUnreadable if the system refuses.
         """
         size = min(size, self.size - offset)
-        if size <= 0:
-            return b""
-        buffer = bytearray(size)
-        return bytes(memoryview(buffer)[: self._fill(memoryview(buffer), offset)])
+        data = b""
+        try:
+            while len(data) < size:
+                more = os.pread(self.fd, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data = data + more if data else more
+        except OSError as error:
+            raise self._unreadable(offset + len(data), error) from None
+        return data
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill all of ``view`` from ``offset``, straight from the page cache.
 
         FileUnreadable if the system refuses, FileChanged if the file ends before.
         """
-        done = self._fill(view, offset)
-        if done < len(view):
-            raise FileChanged(
-                f"{self.path}: ends at {offset + done:#x}, and had {self.size:#x} bytes when it was opened",
-                "do not write to the file while it is being loaded",
-            )
-
-    def _fill(self, view: memoryview, offset: int) -> int:
-        """Read into ``view`` until it is full or the file ends; returns the bytes read."""
         done = 0
         try:
             while done < len(view):
@@ -93,8 +90,17 @@ class ImageFile:
                     break
                 done += count
         except OSError as error:
-            raise FileUnreadable(f"{self.path}: reading at {offset + done:#x}: {error.strerror}") from None
-        return done
+            raise self._unreadable(offset + done, error) from None
+        if done < len(view):
+            raise FileChanged(
+                f"{self.path}: ends at {offset + done:#x}, and had {self.size:#x} bytes when it was opened",
+                "do not write to the file while it is being loaded",
+            )
+
+    def _unreadable(self, offset: int, error: OSError) -> FileUnreadable:
+        return FileUnreadable(
+            f"{self.path}: reading at {offset:#x}: {error.strerror}", "is the disk in order?"
+        )
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
