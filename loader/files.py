@@ -117,7 +117,9 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
     """
     name = printable(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        mode = os.stat(path).st_mode  # first: opening some devices does something
+        if stat.S_ISREG(mode):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise FileMissing(f"{name}: no such file", "check the path") from None
     except PermissionError:
@@ -129,10 +131,6 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
         raise FileMissing(f"{name}: no file can have this name", "check the path") from None
     except OSError as error:
         raise FileUnreadable(f"{name}: {error.strerror}", "check the path") from None
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return fd
-    os.close(fd)
     if stat.S_ISDIR(mode):
         raise FileIsDirectory(f"{name}: a directory, not a file", "give the file inside it")
     raise FileNotRegular(
