@@ -41,7 +41,7 @@ CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "use type 0; on arm64 the type is the number of guest physical address bits",
     ),
     ("KVM_CREATE_VM", ENODEV): (
-        "the processor's virtualisation is switched off or unusable",
+        "the processor's virtualisation is not usable",
         "enable VT-x or AMD-V (SVM) in the firmware, or nested virtualisation on the outer host",
     ),
     ("KVM_CREATE_VM", EIO): (

@@ -7,9 +7,11 @@ every KVM_RUN, and hold what they say until the next.  Fields have the header's 
 
 from __future__ import annotations
 
+from mmap import PAGESIZE
+
 from . import uapi_run as uapi
 from .uapi_run import kvm_run
-from .uapi_x86 import kvm_debug_exit_arch
+from .uapi_x86 import KVM_PIO_PAGE_OFFSET, kvm_debug_exit_arch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,24 +47,22 @@ class IoExit(Exit, uapi.run_io):
     """
 
     reason = uapi.KVM_EXIT_IO
-    _views: dict[int, memoryview]
+    _values: dict[int, memoryview]  # size -> the data page as items of that size
 
     @property
     def value(self) -> int:
         """The value written, ``size`` bytes; assign the value read (the first of ``count``)."""
-        size = self.size
-        return self._views[size][self.data_offset // size]  # type: ignore[no-any-return]
+        return self._values[self.size][0]
 
     @value.setter
     def value(self, value: int) -> None:
         size = self.size
-        self._views[size][self.data_offset // size] = value & MASKS[size]
+        self._values[size][0] = value & MASKS[size]
 
     @property
     def data(self) -> memoryview:
         """All ``count`` values as ``size * count`` bytes; writable, for reads.  Valid until the next run."""
-        start = self.data_offset
-        return self._views[1][start : start + self.size * self.count]
+        return self._values[1][: self.size * self.count]
 
     def __str__(self) -> str:
         way = "out to" if self.direction else "in from"
@@ -162,7 +162,7 @@ class InternalErrorExit(Exit, uapi.run_internal):
         text = f"{self.name}: {SUBERRORS.get(self.suberror, f'suberror {self.suberror}')}"
         if self.instruction:
             return f"{text}: {self.instruction.hex(' ')}"
-        return text + "".join(f" {word:#x}" for word in self.data[: min(self.ndata, 16)])
+        return text + "; data" + "".join(f" {word:#x}" for word in self.data[: min(self.ndata, 16)])
 
 
 class SystemEventExit(Exit, uapi.run_system_event):
@@ -211,7 +211,9 @@ def exit_objects(memory: mmap) -> list[Exit]:
     view = memoryview(memory)
     table: list[Exit] = [UnknownExit.from_buffer(memory)] * 64
     io = IoExit.from_buffer(memory, UNION)
-    io._views = {1: view, 2: view.cast("H"), 4: view.cast("I")}
+    # x86 has always put the data at this page (io.data_offset says the same, at the price of a look-up).
+    data = view[KVM_PIO_PAGE_OFFSET * PAGESIZE :]
+    io._values = {1: data, 2: data.cast("H"), 4: data.cast("I")}
     mmio = MmioExit.from_buffer(memory, UNION)
     mmio._words = view.cast("Q")
     for exit in (

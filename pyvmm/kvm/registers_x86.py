@@ -62,11 +62,11 @@ class X86Registers(Descriptor):
         self.ioctl(ioctls.KVM_SET_SREGS, sregs)
 
     def get_fpu(self) -> kvm_fpu:
-        """KVM_GET_FPU: x87 and SSE registers."""
+        """KVM_GET_FPU: x87 and SSE registers, but not MXCSR (KVM leaves it 0)."""
         return self._get(ioctls.KVM_GET_FPU, kvm_fpu())
 
     def set_fpu(self, fpu: kvm_fpu) -> None:
-        """KVM_SET_FPU."""
+        """KVM_SET_FPU.  KVM ignores MXCSR, which is 0x1f80 from the start."""
         self.ioctl(ioctls.KVM_SET_FPU, fpu)
 
     def get_lapic(self) -> kvm_lapic_state:
