@@ -291,6 +291,11 @@ def test_failed_entries_of_amd_and_of_the_host(long: Stop, memory: GuestMemory) 
     assert "VMX instruction error 7: invalid control fields" in first(long, memory)
 
 
+def test_a_triple_fault_tells_contradictions_too(long: Stop, memory: GuestMemory) -> None:
+    long.sregs.ss.type = 1
+    assert first(long, memory) == "SS (0x18) is not a writable data segment"
+
+
 def test_high_rip_outside_64_bit_mode(protected: Stop, memory: GuestMemory) -> None:
     protected.reason, protected.hardware_reason = FAIL, 0x80000021
     protected.regs.rip = 0x1_0010_0000
@@ -467,6 +472,7 @@ def test_report_never_fails_on_wild_states(memory: GuestMemory) -> None:
         ("48 0f c7 0e", "cmpxchg16b"),
         ("0f c7 0e", "cmpxchg8b"),
         ("0f c7 f0", ""),  # rdrand
+        ("0f c7 c8", ""),  # undefined
         ("0f 01 1e", "lidt"),
         ("0f 01 d9", "vmmcall"),
         ("0f ae f0", ""),  # mfence

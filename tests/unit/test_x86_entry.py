@@ -2,7 +2,7 @@
 
 import ctypes
 
-from pyvmm.arch.x86_64 import entry, lapic, layout, paging
+from pyvmm.arch.x86_64 import entry, lapic, layout, msrs, paging
 from pyvmm.kvm.uapi_x86 import kvm_lapic_state, kvm_regs, kvm_sregs
 
 
@@ -82,3 +82,9 @@ def test_lapic_pins_are_wired_and_nothing_else_changes() -> None:
     assert page[0x360:0x364] == bytes.fromhex("00040000")
     assert set(page[:0x350] + page[0x354:0x360] + page[0x364:]) == {0x5A}
     assert lapic.LocalVectorEntry(lapic.LINT0).decode() == "DELIVERY=ExtINT"
+
+
+def test_msrs_add_to_what_kvm_set() -> None:
+    assert msrs.boot_values({0x1A0: 0x1880}) == {0x1A0: 0x1881, 0x2FF: 0x806}
+    assert msrs.boot_values({}) == {0x1A0: 0x1, 0x2FF: 0x806}  # a KVM that has no MISC_ENABLE to read
+    assert set(msrs.boot_values({})) <= set(msrs.OPTIONAL)

@@ -1,14 +1,18 @@
 """Registers as data: masks on the class, values on an instance, and text that a person can read."""
 
+import pytest
+
 from pyvmm.arch.x86_64.registers import (
     CR0,
     CR3,
     CR4,
     EFER,
     RFLAGS,
+    InterruptionInfo,
     PageFaultError,
     PageTableEntry,
     SegmentAttributes,
+    exception_name,
 )
 from pyvmm.registers import Bit, Bits, Register
 
@@ -79,6 +83,23 @@ def test_segment_attributes_read_as_words() -> None:
     assert SegmentAttributes(0x008B).decode() == "present TSS busy DPL=0"
     assert SegmentAttributes(0x0010).decode() == "not present data read 16-bit DPL=0"
     assert SegmentAttributes(0x009C).decode() == "present code execute conforming 16-bit DPL=0"
+
+
+@pytest.mark.parametrize(
+    ("vector", "mnemonic"),
+    [(0, "#DE"), (6, "#UD"), (8, "#DF"), (13, "#GP"), (14, "#PF"), (19, "#XM"), (21, "#CP")],
+)
+def test_exception_names(vector: int, mnemonic: str) -> None:
+    assert exception_name(vector).startswith(mnemonic + " ")
+    assert exception_name(200) == "exception 200"
+
+
+def test_the_event_being_delivered_reads_as_words() -> None:
+    assert InterruptionInfo(0x80000B0E).decode() == "#PF page fault"
+    assert InterruptionInfo(0x80000202).decode() == "NMI"
+    assert InterruptionInfo(0x80000020).decode() == "interrupt 0x20"
+    assert InterruptionInfo(0x80000480).decode() == "software interrupt 0x80"
+    assert InterruptionInfo(0x0000030E).decode() == "none"
 
 
 def test_a_page_table_entry_shows_flags_and_not_its_address() -> None:

@@ -44,6 +44,7 @@ def symbols(tmp_path: Path) -> Symbols:
             [
                 ("start_kernel", FUNCTION, 1, VIRTUAL + 0x500),
                 ("startup_64", UNTYPED, 1, VIRTUAL),
+                ("in_percpu", UNTYPED, 1, 0x8),
                 ("a_variable", OBJECT, 1, VIRTUAL + 0x600),
                 ("an_address", UNTYPED, ABSOLUTE, VIRTUAL + 0x700),
                 ("elsewhere", FUNCTION, UNDEFINED, VIRTUAL + 0x800),

@@ -74,8 +74,8 @@ def patch(
     KVM_CAP_TSC_DEADLINE_TIMER (with the in-kernel LAPIC).
     """
     entries = [kvm_cpuid_entry2.from_buffer_copy(entry) for entry in supported]
-    first = {entry.function: entry for entry in reversed(entries)}
-    amd = _vendor(first.get(0)) in _AMD_VENDORS
+    by_leaf = {entry.function: entry for entry in entries}
+    amd = _vendor(by_leaf.get(0)) in _AMD_VENDORS
     width = (count - 1).bit_length()  # bits of APIC id that tell the cores apart
     for entry in entries:
         function = entry.function
@@ -104,9 +104,9 @@ def patch(
         elif amd and function == 0x8000_001E:
             # Extended APIC id, core id with one thread per core, node 0 of 1: zero since Linux 6.2, and the
             # host's own before; Linux takes the APIC id from here and complains when leaf 1 disagrees.
-            topoext = first[0x8000_0001].ecx & TOPOEXT if 0x8000_0001 in first else 0
+            topoext = by_leaf[0x8000_0001].ecx & TOPOEXT if 0x8000_0001 in by_leaf else 0
             entry.eax, entry.ebx, entry.ecx = (index, index & 0xFF, 0) if topoext else (0, 0, 0)
-    return _with_timing(_with_topology(entries, first, index, count, width), tsc_khz)
+    return _with_timing(_with_topology(entries, by_leaf, index, count, width), tsc_khz)
 
 
 def _vendor(leaf0: kvm_cpuid_entry2 | None) -> bytes:
@@ -148,15 +148,15 @@ def _patch_cache(entry: kvm_cpuid_entry2, others: int) -> None:
 
 
 def _with_topology(
-    entries: list[kvm_cpuid_entry2], first: dict[int, kvm_cpuid_entry2], index: int, count: int, width: int
+    entries: list[kvm_cpuid_entry2], by_leaf: dict[int, kvm_cpuid_entry2], index: int, count: int, width: int
 ) -> list[kvm_cpuid_entry2]:
     """Leaves 0xb and 0x1f anew: KVM empties them since Linux 6.2, and gave the host's topology before.
 
     Subleaf 0 is the thread level (one), 1 the core level, 2 ends the list; EDX is the x2APIC id in each.
     """
-    leaf0 = first.get(0)
+    leaf0 = by_leaf.get(0)
     highest = leaf0.eax if leaf0 is not None else 0
-    leaves = [leaf for leaf in (0xB, 0x1F) if leaf <= highest and (leaf == 0xB or leaf in first)]
+    leaves = [leaf for leaf in (0xB, 0x1F) if leaf <= highest and (leaf == 0xB or leaf in by_leaf)]
     topology = [
         kvm_cpuid_entry2(
             leaf, level, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, shift, processors, level | kind << 8, index
