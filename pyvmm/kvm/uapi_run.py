@@ -71,20 +71,12 @@ class run_fail_entry(Structure):
     _fields_ = [("hardware_entry_failure_reason", u64), ("cpu", u32)]
 
 
-class run_ex(Structure):
-    _fields_ = [("exception", u32), ("error_code", u32)]
-
-
 class run_io(Structure):
     _fields_ = [("direction", u8), ("size", u8), ("port", u16), ("count", u32), ("data_offset", u64)]
 
 
 class run_mmio(Structure):
     _fields_ = [("phys_addr", u64), ("data", u8 * 8), ("len", u32), ("is_write", u8)]
-
-
-class run_hypercall(Structure):
-    _fields_ = [("nr", u64), ("args", u64 * 6), ("ret", u64)]
 
 
 class run_internal(Structure):
@@ -123,10 +115,8 @@ class run_exit(Union):
     _fields_ = [
         ("hw", run_hw),
         ("fail_entry", run_fail_entry),
-        ("ex", run_ex),
         ("io", run_io),
         ("mmio", run_mmio),
-        ("hypercall", run_hypercall),
         ("internal", run_internal),
         ("emulation_failure", run_emulation_failure),
         ("system_event", run_system_event),
