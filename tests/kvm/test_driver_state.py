@@ -121,6 +121,20 @@ def test_more_msrs_than_fit_a_small_buffer(vm: Vm) -> None:
     assert SYSENTER_CS in indices and len(set(indices)) == len(indices)
 
 
+def test_one_register(vm: Vm) -> None:
+    """x86 has these since Linux 6.18: KVM_X86_REG_MSR(SYSENTER_ESP), of 64 bits."""
+    register = 0x2030_0002_0000_0000 | SYSENTER_ESP
+    vcpu = vm.create_vcpu()
+    try:
+        vcpu.set_one_reg(register, 0x112233445566)
+    except KvmError as error:
+        pytest.skip(error.message)
+    assert vcpu.get_one_reg(register) == 0x112233445566
+    assert vcpu.get_msrs([SYSENTER_ESP]) == {SYSENTER_ESP: 0x112233445566}
+    with pytest.raises(KvmError, match=r"KVM_GET_ONE_REG failed: .* for register 0x2030000900000000"):
+        vcpu.get_one_reg(0x2030_0009_0000_0000)
+
+
 def test_translate_without_paging_is_the_identity(guest: Callable[[str], Guest]) -> None:
     assert guest("f4").vcpu.translate(0x1234) == 0x1234
 
