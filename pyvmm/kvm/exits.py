@@ -209,7 +209,7 @@ class UnknownExit(Exit, kvm_run):
 def exit_objects(memory: mmap) -> list[Exit]:
     """The exit objects over a vCPU's mapping, indexed by reason; unknown reasons share one UnknownExit."""
     view = memoryview(memory)
-    table: list[Exit] = [UnknownExit.from_buffer(memory)] * 64
+    table: list[Exit] = [UnknownExit.from_buffer(memory)] * 256
     io = IoExit.from_buffer(memory, UNION)
     # x86 has always put the data at this page (io.data_offset says the same, at the price of a look-up).
     data = view[KVM_PIO_PAGE_OFFSET * PAGESIZE :]
