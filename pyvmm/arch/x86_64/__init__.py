@@ -1,0 +1,88 @@
+"""The PC, as little of it as a kernel needs: the names every architecture offers (see :mod:`pyvmm.arch`)."""
+
+from __future__ import annotations
+
+from pyvmm.arch.x86_64.boot import enter, load, open_image
+from pyvmm.arch.x86_64.devices import attach_devices, coalesced_ports
+from pyvmm.arch.x86_64.layout import ram_ranges
+from pyvmm.arch.x86_64.setup import prepare_vcpu, prepare_vm
+from pyvmm.errors import HostError
+from pyvmm.kvm import Cap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.arch.x86_64.probe import ProbeResult
+    from pyvmm.kvm import System, Vcpu
+    from pyvmm.kvm.exits import Exit
+    from pyvmm.memory import GuestMemory
+
+__all__ = [
+    "CAPABILITIES",
+    "NAME",
+    "attach_devices",
+    "coalesced_ports",
+    "enter",
+    "load",
+    "open_image",
+    "post_mortem",
+    "prepare_vcpu",
+    "prepare_vm",
+    "probe",
+    "ram_ranges",
+    "require_hardware",
+]
+
+NAME = "x86_64"
+
+CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
+    # capability                required  what for
+    (Cap.USER_MEMORY, True, "guest RAM"),
+    (Cap.IRQCHIP, True, "interrupt controllers in the kernel"),
+    (Cap.PIT2, True, "the timer chip in the kernel"),
+    (Cap.SET_TSS_ADDR, True, "real mode on Intel"),
+    (Cap.SET_IDENTITY_MAP_ADDR, True, "unpaged code on Intel"),
+    (Cap.EXT_CPUID, True, "CPUID"),
+    (Cap.IRQFD, True, "interrupts without a system call of the vCPU's"),
+    (Cap.IMMEDIATE_EXIT, True, "stopping a vCPU"),
+    (Cap.COALESCED_MMIO, False, "console output without an exit for each byte"),
+    (Cap.COALESCED_PIO, False, "console output without an exit for each byte"),
+    (Cap.TSC_DEADLINE_TIMER, False, "a cheaper timer in the guest"),
+    (Cap.ADJUST_CLOCK, False, "kvm-clock"),
+    (Cap.GET_TSC_KHZ, False, "telling the guest its TSC's frequency"),
+    (Cap.IOEVENTFD, False, "device notifications without an exit"),
+    (Cap.VCPU_EVENTS, False, "pending exceptions in a post-mortem"),
+    (Cap.INTERNAL_ERROR_DATA, False, "the reason for an internal error"),
+)
+
+
+def probe(system: System) -> ProbeResult:
+    """Whether this KVM runs what a stock kernel needs, found by running it (:mod:`pyvmm.arch.x86_64.probe`)."""
+    from pyvmm.arch.x86_64.probe import probe_kvm
+
+    return probe_kvm(system)
+
+
+def require_hardware(system: System) -> None:
+    """HostError if this KVM is a software one, on which a Linux kernel would run for minutes and then die.
+
+    The modules that drive VT-x and AMD-V tell at no cost; only where neither is there does the probe run.
+    """
+    from os.path import exists
+
+    if exists("/sys/module/kvm_intel") or exists("/sys/module/kvm_amd"):
+        return
+    found = probe(system)
+    if found.kind != "hardware":
+        raise HostError(
+            f"this host's KVM is a software one ({found.detail}), on which no stock kernel runs",
+            "boot it in the lab: add --lab; pyvmm doctor says more",
+        )
+
+
+def post_mortem(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> list[str]:
+    """The lines that explain why ``vcpu`` stopped with ``exit`` (a triple fault, an internal error, a failed
+    entry), for a person.  The vCPU's thread must have ended."""
+    from pyvmm.arch.x86_64.diagnose import report
+    from pyvmm.arch.x86_64.stop import capture
+
+    return report(capture(vcpu, exit), memory)

@@ -1,0 +1,192 @@
+"""From image files to a guest that only has to be entered: kernel, initrd, command line and tables into RAM.
+
+Linux Documentation/arch/x86/boot.rst for the Linux protocols, and the Xen documentation, misc/pvh, for PVH.
+What is placed is claimed in guest memory, so that nothing can stand on anything else.
+"""
+
+from __future__ import annotations
+
+import os
+
+from loader import bzimage, cmdline, elf, files, initrd
+from loader.enums import PVH_ADDRESS_MAX, SetupDataType
+from loader.kernel_file import open_kernel
+from pyvmm.arch.x86_64 import acpi, entry, layout
+from pyvmm.errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from loader.bzimage import BzImageHeader
+    from loader.kernel_file import KernelFile
+    from loader.result import KernelLoaderResult
+    from pyvmm.kvm import Vcpu
+    from pyvmm.machine.spec import MachineSpec
+    from pyvmm.memory import GuestMemory
+
+RNG_SEED_BYTES = 32
+
+
+class Entry:
+    """How the first vCPU starts: ``protocol``, ``rip``, and ``params``, the address of what the guest is told.
+
+    ``needs_full_cpu`` says that the guest is a kernel that no software KVM can run.
+    """
+
+    __slots__ = ("needs_full_cpu", "params", "protocol", "rip")
+
+    def __init__(self, protocol: str, rip: int, params: int, *, needs_full_cpu: bool) -> None:
+        self.protocol = protocol
+        self.rip = rip
+        self.params = params
+        self.needs_full_cpu = needs_full_cpu
+
+
+def open_image(path: str) -> KernelFile:
+    """Open the kernel image and find that it is one for this architecture.  Raises LoaderError."""
+    return open_kernel(path, machine="x86_64")
+
+
+def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
+    """Place everything; returns how to start.  Raises LoaderError, ImageError or GuestMemoryError."""
+    header = bzimage.read_header(kernel) if kernel.format.value == "bzImage" else None
+    result = _load_kernel(kernel, header, memory, zeroed=spec.poison is None)
+    protocol, rip = _choose(spec, kernel, header, result)
+    for start, size in _merged(result.reserved):
+        memory.claim(start, size, "kernel")
+
+    text = cmdline.check(spec.cmdline, min(result.cmdline_size, layout.COMMAND_LINE_SIZE - 1))
+    memory.claim(layout.COMMAND_LINE, len(text) + 1, "command line")
+    cmdline.load_cmdline(memory, layout.COMMAND_LINE, text)
+    limit = PVH_ADDRESS_MAX if protocol == "pvh" else result.initrd_addr_max
+    ramdisk = _load_initrd(spec.initrd, memory, result, limit)
+    _place(memory, layout.ACPI_TABLES, acpi.build(spec.cpus), "ACPI tables")
+    _place(memory, layout.RESET_STUB, layout.RESET_STUB_CODE, "reset stub")
+
+    if protocol == "pvh":
+        params = _write_start_info(spec, memory, ramdisk)
+    else:
+        params = _write_zero_page(spec, memory, header, result, ramdisk)
+    return Entry(protocol, rip, params, needs_full_cpu=result.is_linux)
+
+
+def _load_kernel(
+    kernel: KernelFile, header: BzImageHeader | None, memory: GuestMemory, *, zeroed: bool
+) -> KernelLoaderResult:
+    if header is not None:
+        return bzimage.load(memory, kernel, bzimage.place(memory, header), header=header)
+    return elf.load(memory, kernel, machine=kernel.machine, memory_is_zero=zeroed)
+
+
+def _choose(
+    spec: MachineSpec, kernel: KernelFile, header: BzImageHeader | None, result: KernelLoaderResult
+) -> tuple[str, int]:
+    """The boot protocol and the entry point; ImageError if the image does not have the one asked for.
+
+    Left to us, a Linux kernel for 64 bits is entered in 64-bit mode, which spares it its own way there, and an
+    image that only has a PVH note, by that.
+    """
+    pvh = result.pvh_boot_cap.entry
+    entries = {
+        "linux64": result.entry_64 if header is not None or kernel.machine == "x86_64" else None,
+        "linux32": result.entry_32,
+        "pvh": pvh,
+    }
+    order = ("linux64", "linux32", "pvh") if result.is_linux or pvh is None else ("pvh", "linux64")
+    has = [name for name in order if entries[name] is not None]
+    wanted = spec.protocol if spec.protocol != "auto" else (has[0] if has else "auto")
+    rip = entries.get(wanted)
+    if rip is None:
+        known = f"it can be booted by {' or '.join(has)}" if has else "it has no entry that pyvmm knows"
+        raise ImageError(
+            f"{spec.kernel}: {kernel.description}, cannot be booted by the {wanted} protocol", known
+        )
+    return wanted, rip
+
+
+def _merged(ranges: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """Ascending (start, size) ranges, those that touch or overlap made one."""
+    merged: list[tuple[int, int]] = []
+    for start, size in ranges:
+        if merged and start <= sum(merged[-1]):
+            first, length = merged[-1]
+            merged[-1] = (first, max(length, start + size - first))
+        else:
+            merged.append((start, size))
+    return merged
+
+
+def _load_initrd(
+    source: str | bytes | None, memory: GuestMemory, result: KernelLoaderResult, limit: int
+) -> tuple[int, int] | None:
+    """Place the initrd as high as ``limit`` (its last byte) allows; (address, size), None if there is none."""
+    if source is None:
+        return None
+    image = files.open_file(source) if isinstance(source, str) else source
+    try:
+        size = len(image) if isinstance(image, bytes) else image.size
+        address = initrd.place(memory.ranges, size, result.reserved, limit)
+        memory.claim(address, size, "initrd")
+        initrd.load(memory, image, address)
+    finally:
+        if not isinstance(image, bytes):
+            image.close()
+    return address, size
+
+
+def _place(memory: GuestMemory, address: int, data: bytes, name: str) -> None:
+    memory.claim(address, len(data), name)
+    memory.write(address, data)
+
+
+def _write_zero_page(
+    spec: MachineSpec,
+    memory: GuestMemory,
+    header: BzImageHeader | None,
+    result: KernelLoaderResult,
+    ramdisk: tuple[int, int] | None,
+) -> int:
+    from loader.configurator import linux
+
+    setup_data = 0
+    if linux.accepts_setup_data(header, SetupDataType.RNG_SEED):
+        setup_data = layout.SETUP_DATA
+        seed = [(SetupDataType.RNG_SEED, os.urandom(RNG_SEED_BYTES))]
+        end = linux.write_setup_data(memory, setup_data, seed)
+        memory.claim(setup_data, end - setup_data, "setup_data")
+    params = linux.build(
+        header,
+        result,
+        e820=layout.e820(spec.memory),
+        cmdline_addr=layout.COMMAND_LINE,
+        initrd=ramdisk,
+        acpi_rsdp_addr=layout.ACPI_TABLES,
+        setup_data_addr=setup_data,
+    )
+    memory.claim(layout.ZERO_PAGE, linux.ZERO_PAGE_SIZE, "zero page")
+    linux.write(memory, layout.ZERO_PAGE, params)
+    return layout.ZERO_PAGE
+
+
+def _write_start_info(spec: MachineSpec, memory: GuestMemory, ramdisk: tuple[int, int] | None) -> int:
+    from loader.configurator import pvh
+
+    params = pvh.build(
+        layout.PVH_START_INFO,
+        memmap=layout.e820(spec.memory),
+        cmdline_addr=layout.COMMAND_LINE,
+        rsdp_addr=layout.ACPI_TABLES,
+        modules=[ramdisk] if ramdisk is not None else [],
+    )
+    memory.claim(layout.PVH_START_INFO, layout.ZERO_PAGE - layout.PVH_START_INFO, "PVH start_info")
+    pvh.write(memory, layout.PVH_START_INFO, params)
+    return layout.PVH_START_INFO
+
+
+def enter(vcpu: Vcpu, memory: GuestMemory, start: Entry) -> None:
+    """Set the first vCPU's registers so that it begins as the protocol says."""
+    if start.protocol == "linux64":
+        entry.enter_long_mode(vcpu, memory, rip=start.rip, rsi=start.params)
+    elif start.protocol == "linux32":
+        entry.enter_protected_mode(vcpu, memory, rip=start.rip, esi=start.params)
+    else:
+        entry.enter_protected_mode(vcpu, memory, rip=start.rip, ebx=start.params)

@@ -1,0 +1,67 @@
+"""What stands on the PC's I/O ports: COM1, the ports that end the guest, and what is known to be absent."""
+
+from __future__ import annotations
+
+from pyvmm.arch.x86_64 import layout
+from pyvmm.devices.absent import add_absent
+from pyvmm.devices.cmos import Cmos
+from pyvmm.devices.power import PowerPorts
+from pyvmm.devices.serial import Serial16550
+from pyvmm.kvm.irqfd import IrqFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.devices.bus import Bus
+    from pyvmm.kvm import Vm
+
+ABSENT = (
+    ("absent uarts", layout.COM2, 8),
+    ("absent uarts", layout.COM3, 8),
+    ("absent uarts", layout.COM4, 8),
+    ("absent pci", layout.PCI_CONFIG, layout.PCI_CONFIG_SIZE),
+    ("absent i8042", 0x60, 5),
+    ("post code", layout.POST_CODE, 1),
+    ("absent vga", 0x3C0, 0x20),
+)
+
+
+def attach_devices(
+    bus: Bus,
+    vm: Vm,
+    transmit: Callable[[int], None],
+    request: Callable[[str, int], None],
+    closers: list[object],
+) -> Serial16550:
+    """Put the machine's devices on ``bus`` and return its serial port.
+
+    ``transmit`` takes each byte the guest sends; ``request(kind, status)`` is told when the guest asks for
+    its end.  What has to be closed with the machine is appended to ``closers``.
+    """
+    line = IrqFd(vm, layout.COM1_IRQ)
+    closers.append(line)
+    serial = Serial16550(transmit, line, layout.COM1)
+    bus.add_pio_bytes("com1", layout.COM1, serial.reads, serial.writes)
+    PowerPorts(request, reset_value=layout.RESET_VALUE).connect(
+        bus,
+        sleep_control=layout.SLEEP_CONTROL,
+        sleep_status=layout.SLEEP_STATUS,
+        reset_register=layout.RESET_REGISTER,
+        reset_control=layout.RESET_CONTROL,
+        keyboard_command=layout.KEYBOARD_CONTROLLER,
+        guest_status=layout.GUEST_STATUS,
+    )
+    cmos = Cmos()
+    bus.add_pio_bytes("cmos", layout.CMOS_INDEX, cmos.reads, cmos.writes)
+    add_absent(bus, ABSENT)
+    return serial
+
+
+def coalesced_ports(serial: Serial16550) -> list[tuple[int, int]]:
+    """(port, size) of the ports where only the order of writes matters, so that KVM may collect them."""
+    return [
+        *((port, 1) for port in serial.coalesced_ports),
+        (layout.POST_CODE, 1),
+        (layout.PCI_CONFIG, 4),
+    ]

@@ -1,0 +1,114 @@
+"""The command line: one small module for each verb, imported when it is used.
+
+Start-up time is the user's, so nothing is imported before the verb is known (a bare interpreter is 15 ms,
+argparse with what it needs about as much again).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pyvmm.errors import PyvmmError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_ERROR = 125
+
+USAGE = """\
+usage: pyvmm VERB ...
+
+  boot KERNEL        boot a kernel image under KVM with its console here
+  doctor             say what this host can do, what is missing and how to mend it
+  lab -- COMMAND     run a command inside an emulated host with real KVM
+
+`pyvmm VERB --help` explains one verb; `pyvmm --version` prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's) and return the exit code.
+
+    Every error raised on purpose becomes one line and a hint on standard error, and 125.
+    """
+    _occupy_standard_descriptors()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except _own_errors() as error:
+        return report_error(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:
+        if os.environ.get("PYVMM_DEBUG"):
+            raise
+        say(
+            f"pyvmm: internal error: {type(error).__name__}: {error}",
+            "hint: this is a bug in pyvmm; PYVMM_DEBUG=1 shows where it happened",
+        )
+        return EXIT_ERROR
+
+
+def _occupy_standard_descriptors() -> None:
+    """Put /dev/null where standard input, output or error was closed: the next file opened would take its
+    number, and the guest's console would be written into it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE)
+        return 0 if arguments else EXIT_ERROR
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "boot":
+        from pyvmm.cli import boot
+
+        return boot.main(rest)
+    if verb == "doctor":
+        from pyvmm.cli import doctor
+
+        return doctor.main(rest)
+    if verb == "lab":
+        from pyvmm.cli import lab
+
+        return lab.main(rest)
+    if verb in ("-V", "--version", "version"):
+        from pyvmm import __version__
+
+        print(f"pyvmm {__version__}")
+        return 0
+    raise UsageError(f"there is no verb '{verb}'", "the verbs are boot, doctor and lab; see pyvmm --help")
+
+
+def _own_errors() -> tuple[type[Exception], ...]:
+    """The classes of errors raised on purpose; evaluated only once something was raised."""
+    from loader.errors import LoaderError
+
+    return (PyvmmError, LoaderError)
+
+
+def say(*lines: str) -> None:
+    """Print lines on standard error; where that went away too, there is nobody left to tell."""
+    try:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+    except (OSError, AttributeError):  # AttributeError: started with standard error closed
+        pass
+
+
+def report_error(error: Exception) -> int:
+    """Print ``error`` (a PyvmmError or LoaderError) as one line and its hint; returns 125."""
+    message = getattr(error, "message", str(error))
+    hint = getattr(error, "hint", "")
+    say(f"pyvmm: {message}", *([f"hint: {hint}"] if hint else []))
+    return EXIT_ERROR

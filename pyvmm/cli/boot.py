@@ -1,0 +1,223 @@
+"""``pyvmm boot KERNEL``: build the machine, run it with its console here, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.cli import say
+from pyvmm.cli.arguments import Parser
+from pyvmm.errors import UsageError
+from pyvmm.machine.spec import DEFAULT_CMDLINE, DEFAULT_MEMORY, PROTOCOLS, MachineSpec, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from pyvmm.machine.machine import Machine
+
+#: What the project's own /init prints; ``--verify`` needs to see it.
+USERSPACE_REACHED = "pyvmm: userspace reached"
+
+
+def parser() -> Parser:
+    """The command line of ``pyvmm boot``."""
+    parser = Parser(
+        "pyvmm boot",
+        "Boot a kernel image under KVM with its serial console on this terminal. Ctrl-A x leaves, "
+        "Ctrl-A c prints a status line, Ctrl-A Ctrl-A sends Ctrl-A.",
+    )
+    add = parser.add_argument
+    add("kernel", help="a bzImage, an ELF vmlinux, or any ELF file with a PVH note; told apart by content")
+    add(
+        "--cmdline",
+        default=DEFAULT_CMDLINE,
+        metavar="TEXT",
+        help=f"kernel command line (default: {DEFAULT_CMDLINE})",
+    )
+    add("--initrd", metavar="FILE", help="initial RAM disk")
+    add(
+        "--memory",
+        default=f"{DEFAULT_MEMORY >> 20}M",
+        metavar="SIZE",
+        help="guest RAM, as 512M or 1G (default: %(default)s)",
+    )
+    add("--cpus", default="1", metavar="N", help="vCPUs (default: 1)")
+    add("--protocol", default="auto", choices=PROTOCOLS, help="boot protocol (default: what suits the image)")
+    add("--timeout", metavar="SECONDS", help="stop after that long, with exit code 124")
+    add("--expect", action="append", default=[], metavar="TEXT",
+        help="stop with exit code 0 once the console has shown TEXT (given again: all of them); "
+        "121 if the guest ends before")  # fmt: skip
+    add(
+        "--verify",
+        action="store_true",
+        help="boot with pyvmm's own init; exit code 0 only if userspace was reached",
+    )
+    add("--console-log", metavar="FILE", help="write the console to FILE too")
+    add("--result", metavar="FILE", help="write the outcome, times and exit counts to FILE as JSON")
+    add("--no-input", action="store_true", help="leave standard input alone")
+    add("--huge-pages", action="store_true", help="advise the host to back guest RAM with huge pages")
+    add(
+        "--poison",
+        metavar="BYTE",
+        help="fill guest RAM with BYTE first, so that reliance on zeroes shows (slow)",
+    )
+    add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
+    add("--lab", action="store_true", help="boot inside the lab, an emulated host with real KVM")
+    add("--verbose", action="store_true", help="say where everything was placed before the guest starts")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``pyvmm boot`` with these arguments; returns the exit code."""
+    options = parser().parse_args(list(arguments))
+    spec = _spec(options)
+    _check_result(options.result)
+    if options.lab:
+        return _in_the_lab(options, list(arguments))
+    from pyvmm.machine.build import build
+
+    try:
+        with build(spec) as machine:
+            if options.verbose:
+                _describe(machine)
+            machine.run()
+            return _report(machine, options.result)
+    except Exception as error:
+        _error_result(options.result, error)
+        raise
+
+
+def _number(text: str, option: str, kind: type[int] | type[float]) -> int | float:
+    try:
+        return int(text, 0) if kind is int else float(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: not a number", f"give {option} a number") from None
+
+
+def _spec(options: argparse.Namespace) -> MachineSpec:
+    """The machine the options ask for; UsageError for values and combinations that make no sense."""
+    initrd: str | bytes | None = options.initrd
+    require: tuple[str, ...] = ()
+    if options.verify:
+        if options.initrd is not None:
+            raise UsageError(
+                "--verify brings its own initrd", "leave out --initrd, or use --expect TEXT with yours"
+            )
+        if options.expect:
+            raise UsageError("--verify and --expect exclude each other", "choose one of them")
+        from pyvmm.initramfs import verify_initramfs
+
+        initrd = verify_initramfs("x86_64")
+        require = (USERSPACE_REACHED,)
+    return MachineSpec(
+        options.kernel,
+        cmdline=options.cmdline,
+        initrd=initrd,
+        memory=parse_size(options.memory),
+        cpus=int(_number(options.cpus, "--cpus", int)),
+        protocol=options.protocol,
+        timeout=None if options.timeout is None else float(_number(options.timeout, "--timeout", float)),
+        expect=options.expect,
+        require=require,
+        console_log=options.console_log,
+        huge_pages=options.huge_pages,
+        poison=None if options.poison is None else int(_number(options.poison, "--poison", int)),
+        coalesce=not options.no_coalesce,
+        interactive=not options.no_input,
+    )
+
+
+def _describe(machine: Machine) -> None:
+    """The guest's memory as it stands before the first instruction, on standard error."""
+    for claim in machine.memory.claims:
+        say(f"pyvmm: {claim.start:#012x}-{claim.end - 1:#012x}  {claim.name}")
+
+
+def _report(machine: Machine, result: str | None) -> int:
+    """Say how the run ended where that is not obvious, write the result file, return the exit code."""
+    end = machine.end
+    assert end is not None
+    code = machine.exit_code()
+    if code:
+        words = end.outcome.describe() + (f": {end.detail}" if end.detail else "")
+        absent = machine.absent()
+        if absent and code == 121:
+            words += f", and the console never showed {', '.join(map(repr, absent))}"
+        say(f"pyvmm: {words}", *(f"  {line}" if line else "" for line in end.report))
+    if result is not None:
+        _write_result(result, machine.result())
+    return code
+
+
+def _check_result(path: str | None) -> None:
+    """Find out now, not after the run, that the result file cannot be written."""
+    if path is None:
+        return
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise UsageError(f"--result {path}: is a directory", "name a file")
+    if not os.path.isdir(folder):
+        raise UsageError(f"--result {path}: there is no directory {folder}", "make the directory first")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"--result {path}: not writable", "choose a writable place")
+
+
+def _write_result(path: str, result: dict[str, object]) -> None:
+    """Write ``result`` as JSON, whole or not at all."""
+    import json
+
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a pipe: no renaming over those
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(result, indent=2) + "\n")
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(result, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise UsageError(
+            f"cannot write the result file {path}: {error.strerror}", "choose a writable place"
+        ) from None
+
+
+def _error_result(path: str | None, error: Exception) -> None:
+    """A result file for a run that never started, so that whoever reads it finds the reason there."""
+    if path is None:
+        return
+    message = getattr(error, "message", f"{type(error).__name__}: {error}")
+    _write_result(
+        path,
+        {
+            "outcome": "error",
+            "detail": message,
+            "hint": getattr(error, "hint", ""),
+            "exit_code": 125,
+            "guest_status": None,
+            "absent": [],
+            "elapsed_s": None,
+            "first_run_s": None,
+            "exits": {"total": 0, "by_device": {}, "unhandled": {}, "coalesced_writes": 0},
+            "memory": {"resident_kib": None, "guest_kib": None},
+            "console_bytes": 0,
+            "console_tail": "",
+            "report": [],
+        },
+    )
+
+
+def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
+    """The same boot inside the lab: the same paths, the same files coming back."""
+    from pyvmm.lab import Lab
+
+    carry_in = [path for path in (options.kernel, options.initrd) if path is not None]
+    carry_out = [path for path in (options.console_log, options.result) if path is not None]
+    for path in carry_in:
+        if not os.path.exists(path):
+            raise UsageError(f"{path}: no such file", "check the name")
+    command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
+    with Lab() as lab:
+        return lab.run(command, carry_in=carry_in, carry_out=carry_out)

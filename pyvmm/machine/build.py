@@ -1,0 +1,135 @@
+"""From what the user asked for to a machine ready to run: :func:`build` is the table of contents of a boot."""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm import arch as architectures
+from pyvmm.console import PANIC_END, PANIC_START, Console, Watch
+from pyvmm.devices.bus import Bus
+from pyvmm.errors import UsageError
+from pyvmm.kvm import Cap, System
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.outcome import End, Outcome
+from pyvmm.machine.runner import Coalescer, GuestEnded, VcpuRunner
+from pyvmm.memory import GuestMemory
+from pyvmm.terminal import Terminal, nonblocking
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import NoReturn, TypeVar
+
+    from pyvmm.devices.serial import Serial16550
+    from pyvmm.kvm import Vcpu, Vm
+    from pyvmm.machine.spec import MachineSpec
+
+    T = TypeVar("T")
+
+
+class _File:
+    """A file descriptor that closes with the machine."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def build(spec: MachineSpec) -> Machine:
+    """Build the machine ``spec`` describes, its guest loaded, its vCPUs at their entry.
+
+    Everything that can be wrong with the user's files is found before KVM is touched.  Raises PyvmmError
+    or LoaderError, with nothing left open.
+    """
+    arch = architectures.host()
+    closers: list[object] = []
+    try:
+        kernel = _keep(closers, arch.open_image(spec.kernel))
+        memory = _keep(
+            closers, GuestMemory(arch.ram_ranges(spec.memory), huge_pages=spec.huge_pages, poison=spec.poison)
+        )
+        entry = arch.load(kernel, spec, memory)
+
+        system = _keep(closers, System())
+        system.require(*(number for number, required, _ in arch.CAPABILITIES if required))
+        if entry.needs_full_cpu:
+            arch.require_hardware(system)
+        vm = _keep(closers, system.create_vm())
+        arch.prepare_vm(system, vm)
+        for slot, region in enumerate(memory.regions):
+            vm.set_user_memory_region(slot, region.start, region.size, region.host_address)
+
+        console = _keep(closers, Console(_outputs(spec, closers), _watches(spec)))
+        bus = Bus()
+        serial = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
+
+        vcpus = [_keep(closers, vm.create_vcpu(index)) for index in range(spec.cpus)]
+        for index, vcpu in enumerate(vcpus):
+            arch.prepare_vcpu(system, vm, vcpu, index, spec.cpus)
+        arch.enter(vcpus[0], memory, entry)
+
+        coalescer = _coalescer(system, vm, vcpus[0], bus, serial, arch) if spec.coalesce else None
+        ends: list[End] = []
+        runners = [VcpuRunner(vcpu, bus, console, ends, coalescer) for vcpu in vcpus]
+        terminal = _keep(closers, Terminal()) if spec.interactive else None
+        return Machine(
+            spec=spec, arch=arch, vm=vm, memory=memory, runners=runners, bus=bus, serial=serial,
+            console=console, coalescer=coalescer, ends=ends, terminal=terminal, closers=closers,
+        )  # fmt: skip
+    except BaseException:
+        while closers:
+            closers.pop().close()  # type: ignore[attr-defined]
+        raise
+
+
+def _keep(closers: list[object], part: T) -> T:
+    closers.append(part)
+    return part
+
+
+def _guest_ended(kind: str, status: int) -> NoReturn:
+    """What the power ports call, in the vCPU's thread: ``kind`` is shutdown, reset or exit."""
+    outcome = Outcome(kind)
+    raise GuestEnded(End(outcome, status=status if outcome is Outcome.EXIT else None))
+
+
+def _outputs(spec: MachineSpec, closers: list[object]) -> list[tuple[int, str]]:
+    """Where the console goes: standard output, and the log file if there is to be one."""
+    output = nonblocking(1)
+    closers.append(_File(output))
+    outputs = [(output, "standard output")]
+    if spec.console_log is not None:
+        try:
+            fd = os.open(spec.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the console log {spec.console_log}: {error.strerror}",
+                "choose a writable place",
+            ) from None
+        closers.append(_File(fd))
+        outputs.append((fd, spec.console_log))
+    return outputs
+
+
+def _watches(spec: MachineSpec) -> list[Watch]:
+    """What to look for on the console; an expected text counts before the panic it may be part of."""
+    return [
+        *(Watch("expect", text.encode()) for text in spec.expect),
+        *(Watch("require", text.encode()) for text in spec.require),
+        Watch("panic", PANIC_START),
+        Watch("panic", PANIC_END),
+    ]
+
+
+def _coalescer(
+    system: System, vm: Vm, vcpu: Vcpu, bus: Bus, serial: Serial16550, arch: ModuleType
+) -> Coalescer | None:
+    """Let the kernel collect writes to ports where only their order matters; None where it cannot."""
+    if not system.check_extension(Cap.COALESCED_PIO):
+        return None
+    for port, size in arch.coalesced_ports(serial):
+        vm.register_coalesced(port, size, pio=True)
+    serial.coalescing = True
+    return Coalescer(vcpu.coalesced_ring(), bus, serial.settle)

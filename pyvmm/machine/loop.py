@@ -1,0 +1,257 @@
+"""The event loop: everything that is not the guest's own running, in one thread that sleeps in poll(2).
+
+It wakes for console output, for input, for signals, for the deadline, and for the drain timer: a guest that
+writes coalesced ports and then waits for an interrupt makes no exit at which the ring would be emptied, so
+somebody has to look now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from pyvmm.console import PANIC_END, PANIC_START
+from pyvmm.errors import HostError, PyvmmError
+from pyvmm.kvm import KICK_SIGNAL
+from pyvmm.machine.outcome import End, Outcome
+from pyvmm.machine.runner import GuestEnded
+from pyvmm.terminal import OutputClosed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from pyvmm.console import Watch
+    from pyvmm.machine.machine import Machine
+
+#: Seconds between looks at the coalescing ring while the console is active, and while it is quiet.
+DRAIN_ACTIVE = 0.01
+DRAIN_QUIET = 0.1
+#: A panicking kernel prints for a while: it may go on until it has been silent for this long (seconds)...
+PANIC_SILENCE = 1.0
+#: ... and at most this long.
+PANIC_LIMIT = 15.0
+#: Seconds that a guest which prints without a pause is left alone between two collections: each one costs the vCPU's
+#: thread the interpreter lock for a while.  The first byte after a pause never waits.
+GATHER = 0.002
+#: Bytes of host input the UART may have waiting before the loop stops reading more.
+INPUT_WAITING = 4096
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
+
+
+class Signals:
+    """SIGINT, SIGTERM, SIGHUP and SIGCONT as something poll(2) can wait for; restores the former handlers.
+
+    Outside the main thread Python allows no signal handlers: then this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._former: dict[int, object] = {}
+        self._former_wakeup = -1
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._former_wakeup = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+                    self._former[number] = signal.signal(number, self._ignore)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._former:
+            signal.set_wakeup_fd(self._former_wakeup)
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+    @staticmethod
+    def _ignore(number: int, frame: FrameType | None) -> None:
+        """The signal's number has gone into the pipe already; nothing is left to do here."""
+
+    def take(self) -> list[int]:
+        """The numbers of the signals that came."""
+        try:
+            return [number for number in os.read(self.fd, 64) if number != KICK_SIGNAL]
+        except BlockingIOError:
+            return []
+
+
+class EventLoop:
+    """Waits for the end of ``machine``'s run while serving its console."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._console = machine.console
+        self._input_open = machine.terminal is not None and machine.terminal.input_fd is not None
+        self._panicked = 0.0  # when the panic was seen
+        self._panic_done = False
+        self._deadline = float("inf")
+
+    def run(self, timeout: float | None) -> End:
+        """Serve until the first End; returns it.  ``timeout`` in seconds from now."""
+        console, ends = self._console, self._machine.ends
+        if timeout is not None:
+            self._deadline = time.monotonic() + timeout
+        with Signals() as signals:
+            try:
+                while not ends:
+                    self._once(signals)
+            except OutputClosed as error:
+                ends.append(End(Outcome.ERROR, detail=str(error)))
+            except PyvmmError as error:
+                ends.append(
+                    End(
+                        Outcome.ERROR,
+                        detail=f"{error.message}; {error.hint}" if error.hint else error.message,
+                    )
+                )
+            except GuestEnded as ended:
+                ends.append(ended.end)
+            self._stop_vcpus()
+            found = console.finish()
+        if any(watch.text is PANIC_START for watch in found):
+            self._panicked = time.monotonic()
+        return self._final(ends[0])
+
+    def _once(self, signals: Signals) -> None:
+        console = self._console
+        poll = select.poll()
+        poll.register(console.wake_fd, select.POLLIN)
+        poll.register(signals.fd, select.POLLIN)
+        for fd in console.blocked():
+            poll.register(fd, select.POLLOUT)
+        terminal = self._machine.terminal
+        input_fd = terminal.input_fd if terminal is not None and self._input_open else None
+        if input_fd is not None and self._machine.serial.pending < INPUT_WAITING:
+            poll.register(input_fd, select.POLLIN)
+        now = time.monotonic()
+        events = poll.poll(max(0.0, self._sleep(now)) * 1000)
+        for fd, _ in events:
+            if fd == console.wake_fd:
+                if time.monotonic() - console.last_output < GATHER:
+                    time.sleep(GATHER)
+                os.eventfd_read(fd)
+            elif fd == signals.fd:
+                self._signalled(signals)
+            elif fd == input_fd:
+                self._read_input(fd)
+        self._drain_late()
+        for watch in console.collect():
+            self._saw(watch)
+        console.flush()
+        self._check_time(time.monotonic())
+
+    def _sleep(self, now: float) -> float:
+        """Seconds until something has to be looked at though no descriptor says so."""
+        until = self._deadline - now
+        if self._panicked:
+            until = min(until, PANIC_SILENCE / 20)
+        if self._machine.coalescer is not None:
+            active = now - self._console.last_output < 1.0
+            until = min(until, DRAIN_ACTIVE if active else DRAIN_QUIET)
+        return min(until, 3600.0)
+
+    def _drain_late(self) -> None:
+        coalescer = self._machine.coalescer
+        if coalescer is not None and coalescer.ring.pending and coalescer.drain():
+            self._machine.late_drain()
+
+    def _signalled(self, signals: Signals) -> None:
+        for number in signals.take():
+            if number != signal.SIGCONT:
+                detail = f"stopped by {signal.Signals(number).name}"
+                self._machine.ends.append(End(Outcome.INTERRUPTED, status=number, detail=detail))
+            elif self._machine.terminal is not None:
+                self._machine.terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
+
+    def _read_input(self, fd: int) -> None:
+        terminal = self._machine.terminal
+        assert terminal is not None
+        try:
+            data = os.read(fd, INPUT_WAITING)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if terminal.interactive:
+                raise HostError(
+                    f"the terminal went away ({error.strerror})", "run pyvmm in a terminal that stays"
+                ) from None
+            data = b""
+        if not data:
+            self._input_open = False
+            if terminal.interactive:
+                raise HostError("the terminal was closed", "run pyvmm in a terminal that stays")
+            return
+        data, commands = terminal.decode(data)
+        if data:
+            self._machine.serial.receive(data)
+        for command in commands:
+            if command == "leave":
+                self._machine.ends.append(
+                    End(Outcome.INTERRUPTED, status=signal.SIGINT, detail="stopped by Ctrl-A x")
+                )
+            elif command == "status":
+                self._say(self._machine.status_line())
+            elif command == "help":
+                self._say("Ctrl-A x: leave, Ctrl-A c: status, Ctrl-A Ctrl-A: send Ctrl-A to the guest")
+
+    def _say(self, text: str) -> None:
+        """A line of our own, between the guest's."""
+        try:
+            sys.stderr.write(f"\npyvmm: {text}\n")
+            sys.stderr.flush()
+        except (OSError, AttributeError):
+            pass
+
+    def _saw(self, watch: Watch) -> None:
+        if watch.text is PANIC_START:
+            self._panicked = time.monotonic()
+        elif watch.text is PANIC_END:
+            self._panic_done = True
+        elif watch.name == "expect" and all(w.seen for w in self._console.watches if w.name == "expect"):
+            self._machine.ends.append(End(Outcome.EXPECTED, detail=self._console.line_with(watch)))
+
+    def _check_time(self, now: float) -> None:
+        if self._panicked:
+            silence = PANIC_SILENCE / 10 if self._panic_done else PANIC_SILENCE
+            silent = now - max(self._console.last_output, self._panicked) > silence
+            if silent or now - self._panicked > PANIC_LIMIT:
+                self._machine.ends.append(End(Outcome.PANIC))
+        if now >= self._deadline:
+            self._machine.ends.append(End(Outcome.TIMEOUT))
+
+    def _stop_vcpus(self) -> None:
+        """Kick every vCPU until its thread is gone; a kick between two exits is seen at the next KVM_RUN."""
+        runners = self._machine.runners
+        for attempt in range(200):
+            alive = [runner for runner in runners if runner.running]
+            if not alive:
+                return
+            for runner in alive:
+                runner.kick()
+            for runner in alive:
+                runner.join(0.01 if attempt < 50 else 0.1)
+
+    def _final(self, end: End) -> End:
+        """A panic on the console says more than the reset or the timeout that follows it."""
+        follows = (
+            Outcome.RESET,
+            Outcome.SHUTDOWN,
+            Outcome.TIMEOUT,
+            Outcome.TRIPLE_FAULT,
+            Outcome.INTERNAL_ERROR,
+        )
+        if self._panicked and end.outcome in follows:
+            end = End(Outcome.PANIC, report=end.report)
+        if end.outcome is Outcome.PANIC:
+            panic = next((w for w in self._console.watches if w.text is PANIC_START), None)
+            if panic is not None:
+                end.detail = self._console.line_with(panic)
+        return end

@@ -1,0 +1,236 @@
+"""``pyvmm boot`` as a user types it, with the small guests: how runs end, what is written, how it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_pyvmm
+
+pytestmark = pytest.mark.usefixtures("kvm")
+
+
+def boot(guests, name, *options, **keywords):
+    return run_pyvmm("boot", guests / f"{name}.elf", "--timeout", "20", *options, **keywords)
+
+
+def start(guests, name, *options, **keywords):
+    return subprocess.Popen(
+        [sys.executable, "-m", "pyvmm", "boot", str(guests / f"{name}.elf"), "--timeout", "30", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, **keywords,
+    )  # fmt: skip
+
+
+def result_of(guests, tmp_path, name, *options):
+    done = boot(guests, name, "--result", tmp_path / "r.json", *options)
+    return done, json.loads((tmp_path / "r.json").read_text())
+
+
+class TestHowItEnds:
+    def test_status_zero(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "hello")
+        assert done.returncode == 0
+        assert done.stdout == b"hello from a guest of pyvmm\r\n" or b"hello" in done.stdout
+        assert done.stderr == ""
+        assert (result["outcome"], result["exit_code"], result["guest_status"]) == ("exit", 0, 0)
+        assert result["console_tail"].strip() == done.stdout.decode().strip()
+        assert 0 < result["first_run_s"] < result["elapsed_s"] < 20
+        exits = result["exits"]
+        assert exits["total"] == sum(exits["by_device"].values()) > 0
+        assert exits["coalesced_writes"] >= len(done.stdout)
+
+    def test_triple_fault_is_explained(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "triple")
+        assert done.returncode == 122
+        assert result["outcome"] == "triple-fault"
+        report = "\n".join(result["report"])
+        for part in ("likely cause", "CR0 = 0x11 [ET PE]", "page walk of RIP", "code at RIP"):
+            assert part in report
+            assert part in done.stderr
+
+    def test_a_jump_out_of_ram_is_explained(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "badjump")
+        assert (done.returncode, result["outcome"]) == (122, "internal-error")
+        assert "there is no RAM" in done.stderr
+
+    def test_panic_does_not_hang_and_shows_its_line_whole(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "panic")
+        assert (done.returncode, result["outcome"]) == (120, "panic")
+        assert "Kernel panic - not syncing: test" in done.stderr
+        assert done.stdout.rstrip().endswith(b"---[ end Kernel panic - not syncing: test ]---")
+        assert result["elapsed_s"] < 10
+
+    def test_timeout(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "spin", "--timeout", "0.5")
+        assert (done.returncode, result["outcome"]) == (124, "timeout")
+        assert "time was up" in done.stderr
+
+    def test_expected_text_ends_the_run(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "panic", "--expect", "not syncing: te")
+        assert (done.returncode, result["outcome"]) == (0, "expected")
+
+    def test_expected_text_that_never_comes(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "hello", "--expect", "login:")
+        assert done.returncode == 121
+        assert result["absent"] == ["login:"]
+        assert "'login:'" in done.stderr
+
+    def test_two_expected_texts_are_both_waited_for(self, guests):
+        assert boot(guests, "hello", "--expect", "hello", "--expect", "guest of").returncode == 0
+        assert boot(guests, "hello", "--expect", "hello", "--expect", "goodbye").returncode == 121
+
+
+class TestConsole:
+    def test_log_and_standard_output_are_the_same(self, guests, tmp_path):
+        done = boot(guests, "hello", "--console-log", tmp_path / "log")
+        assert (tmp_path / "log").read_bytes() == done.stdout != b""
+
+    def test_a_flood_arrives_whole(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "flood")
+        assert done.returncode == 0
+        assert len(done.stdout) == result["console_bytes"] >= 1 << 20
+        lines = set(done.stdout[: 1 << 20].splitlines())
+        assert len(lines - {b""}) == 1, "a line lost bytes"
+
+    def test_coalescing_spares_exits(self, guests, tmp_path):
+        def exits_per_byte(*options):
+            _, result = result_of(guests, tmp_path, "flood", *options)
+            return result["exits"]["total"] / result["console_bytes"]
+
+        assert exits_per_byte("--no-coalesce", "--timeout", "2") >= 1
+        assert exits_per_byte() < 0.01
+
+    def test_input_from_a_pipe(self, guests):
+        done = boot(guests, "echo", input=b"one\ntwo\nquit\n")
+        assert done.returncode == 0
+        assert b"echo: one" in done.stdout
+        assert b"echo: two" in done.stdout
+
+    def test_much_input_from_a_file_loses_nothing(self, guests, tmp_path):
+        lines = [f"line {number:04}" for number in range(300)]
+        (tmp_path / "input").write_text("\n".join([*lines, "quit", ""]))
+        with (tmp_path / "input").open("rb") as file:
+            process = start(guests, "echo", stdin=file, stdout=subprocess.PIPE)
+            output = process.communicate(timeout=60)[0].decode()
+        assert re.findall(r"echo: (line \d+)", output) == lines
+
+    def test_reader_goes_away(self, guests):
+        process = start(
+            guests, "flood", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        process.stdout.read(100)
+        process.stdout.close()
+        assert process.wait(20) == 125
+        error = process.stderr.read().decode()
+        assert len(error.splitlines()) <= 2, error
+        assert "Traceback" not in error
+
+    def test_no_standard_streams_at_all(self, guests, tmp_path):
+        script = f'exec "$0" -m pyvmm boot {guests}/hello.elf --result {tmp_path}/r.json <&- >&- 2>&-'
+        done = subprocess.run(
+            ["/bin/sh", "-c", script, sys.executable],
+            timeout=30,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 0
+        assert "hello" in json.loads((tmp_path / "r.json").read_text())["console_tail"]
+
+
+class TestSignals:
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    )
+    def test_a_signal_stops_it_cleanly(self, guests, tmp_path, number, code):
+        process = start(
+            guests,
+            "spin",
+            "--result",
+            str(tmp_path / "r.json"),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(10) == code
+        assert number.name in process.stderr.read().decode()
+        assert json.loads((tmp_path / "r.json").read_text())["outcome"] == "interrupted"
+
+
+class Terminal:
+    """A pyvmm on a terminal of its own, as a person has it."""
+
+    def __init__(self, guests, name, *options):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execv(
+                sys.executable, [sys.executable, "-m", "pyvmm", "boot", str(guests / f"{name}.elf"), *options]
+            )
+        self.output = b""
+
+    def until(self, text: bytes, seconds: float = 20) -> bytes:
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come; so far: {self.output!r}"
+            try:
+                self.output += os.read(self.fd, 4096)
+            except OSError:
+                raise AssertionError(f"ended without {text!r}: {self.output!r}") from None
+        return self.output
+
+    def send(self, data: bytes) -> None:
+        os.write(self.fd, data)
+
+    def wait(self) -> int:
+        while True:
+            try:
+                data = os.read(self.fd, 4096)
+            except OSError:
+                break
+            if not data:
+                break
+            self.output += data
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class TestTerminal:
+    def test_typed_lines_reach_the_guest(self, guests):
+        terminal = Terminal(guests, "echo", "--timeout", "30")
+        time.sleep(1)
+        terminal.send(b"hello\n")
+        terminal.until(b"echo: hello")
+        terminal.send(b"\x03quit\n")  # Ctrl-C goes to the guest
+        terminal.send(b"\nquit\n")
+        assert terminal.wait() == 0
+
+    def test_ctrl_a_x_leaves(self, guests):
+        terminal = Terminal(guests, "spin")
+        time.sleep(1)
+        terminal.send(b"\x01x")
+        assert terminal.wait() == 130
+        assert b"Ctrl-A x" in terminal.output
+
+    def test_ctrl_a_c_tells_the_status(self, guests):
+        terminal = Terminal(guests, "spin")
+        time.sleep(1)
+        terminal.send(b"\x01c")
+        terminal.until(b"exits")
+        terminal.send(b"\x01x")
+        assert terminal.wait() == 130
+
+    def test_a_terminal_that_is_closed(self, guests):
+        terminal = Terminal(guests, "spin", "--timeout", "60")
+        time.sleep(1)
+        os.close(terminal.fd)
+        status = os.waitpid(terminal.pid, 0)[1]
+        assert os.waitstatus_to_exitcode(status) in (125, 129)
