@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.arch.x86_64 import cpuid, diagnose, entry, layout, msrs, setup
+from pyvmm.arch.x86_64 import cpuid, diagnose, entry, handlers, layout, msrs, setup
 from pyvmm.arch.x86_64.registers import CR4
 from pyvmm.arch.x86_64.stop import Stop, capture
 from pyvmm.kvm import Exit, IoExit, MmioExit, System, Vcpu, Vm
@@ -197,16 +197,79 @@ def test_triple_fault_is_explained(machine: Machine) -> None:
     entry.enter_long_mode(machine.vcpu, machine.memory, rip=CODE)
     exit = machine.run()
     assert exit.name == "KVM_EXIT_SHUTDOWN"
-    stop = machine.stop(exit)
-    text = "\n".join(machine.report(exit))
-    assert text.startswith("triple fault on vCPU 0")
-    if stop.was_reset:
-        assert "KVM has reset the processor" in text
+    lines = machine.report(exit)
+    assert lines[0] == "triple fault on vCPU 0: RIP 0x100000, 64-bit mode, 4-level paging"
+    assert lines[1].startswith("likely cause: #UD invalid opcode: the guest executed ud2")
+    text = "\n".join(lines)
+    assert "<0f> 0b" in text
+    assert "0x100000 is test guest + 0x0" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("31 d2  f7 f2", "#DE divide error"),  # xor edx, edx; div edx
+        (
+            "48 8b 04 25 00 00 00 90",
+            "#PF page fault with error code 0x0 [] at CR2 0xffffffff90000000: that address is not",
+        ),
+        (
+            "31 e4  50",
+            "#PF page fault with error code 0x2 [W] at CR2 0xfffffffffffffff8",
+        ),  # xor esp, esp; push rax
+        ("b8 33 00 00 00  8e d8", "#GP general protection with error code 0x30 (selector 0x30 of the GDT)"),
+        ("b9 34 12 00 00  0f 32", "#GP general protection with error code 0x0: rdmsr of MSR 0x1234"),
+    ],
+)
+def test_the_first_exception_in_64_bit_mode_is_named(machine: Machine, code: str, words: str) -> None:
+    machine.load(code)
+    entry.enter_long_mode(machine.vcpu, machine.memory, rip=CODE)
+    exit = machine.run()
+    assert exit.name == "KVM_EXIT_SHUTDOWN"
+    assert machine.report(exit)[1].startswith(f"likely cause: {words}")
+
+
+@pytest.mark.parametrize("code", ["0f 0b", "b8 33 00 00 00  8e d8"], ids=["no error code", "error code"])
+@pytest.mark.parametrize("bits", [64, 32])
+def test_registers_survive_a_triple_fault(machine: Machine, bits: int, code: str) -> None:
+    machine.load(code)
+    enter = entry.enter_long_mode if bits == 64 else entry.enter_protected_mode
+    enter(machine.vcpu, machine.memory, rip=CODE)
+    before = machine.vcpu.get_regs()
+    names = (
+        "rbx",
+        "rcx",
+        "rdx",
+        "rsi",
+        "rdi",
+        "rbp",
+        *((f"r{n}" for n in range(8, 16)) if bits == 64 else ()),
+    )
+    for value, name in enumerate(names):
+        setattr(before, name, 0x1111_1100 + value)
+    machine.vcpu.set_regs(before)
+    stop = machine.stop(machine.run())
+    assert handlers.recover(stop, machine.memory)
+    assert [getattr(stop.regs, name) for name in names] == [getattr(before, name) for name in names]
+    assert stop.regs.rsp == before.rsp
+    assert stop.regs.rip == CODE + (0 if code == "0f 0b" else 5)
+    assert stop.exception == ((6, None) if code == "0f 0b" else (13, 0x30))
+    assert stop.code_bits == bits
+
+
+def test_an_emptied_interrupt_table_leaves_what_kvm_has(machine: Machine) -> None:
+    machine.load("0f 01 1c 25 20 00 10 00  0f 0b".ljust(0x60) + " 00" * 32)  # lidt [0x100020]; ud2
+    entry.enter_long_mode(machine.vcpu, machine.memory, rip=CODE)
+    machine.memory.fill(CODE + 0x20, 16)
+    exit = machine.run()
+    assert exit.name == "KVM_EXIT_SHUTDOWN"
+    lines = machine.report(exit)
+    if machine.stop(exit).was_reset:
+        assert "KVM has reset the processor" in lines[1]
+        assert "registers, as after a reset:" in lines
     else:
-        assert "likely cause: the guest executed ud2" in text
-        assert "the interrupt table is empty (IDT limit 0x0)" in text
-        assert "<0f> 0b" in text
-        assert "0x100000 is test guest + 0x0" in text
+        assert lines[0].startswith("triple fault on vCPU 0: RIP 0x100008,")
+        assert "the interrupt table is empty (IDT limit 0x0)" in "\n".join(lines)
 
 
 def test_a_jump_to_nowhere_is_explained(machine: Machine) -> None:

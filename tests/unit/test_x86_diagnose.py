@@ -54,11 +54,17 @@ def memory() -> Iterator[GuestMemory]:
         yield memory
 
 
+def without_interrupt_table(vcpu: Vcpu) -> None:
+    """As after a guest's LIDT of an empty table."""
+    vcpu.sregs.idt.base, vcpu.sregs.idt.limit = 0x520, 0
+
+
 @pytest.fixture
 def long(memory: GuestMemory) -> Stop:
     """A guest in 64-bit mode that stopped at CODE + 4, with nothing wrong but the empty interrupt table."""
     vcpu = Vcpu()
     entry.enter_long_mode(vcpu, memory, rip=CODE + 4)
+    without_interrupt_table(vcpu)
     return Stop(SHUTDOWN, vcpu.regs, vcpu.sregs)
 
 
@@ -67,6 +73,7 @@ def protected() -> Stop:
     vcpu = Vcpu()
     with GuestMemory([(0, 0x10000)]) as scratch:
         entry.enter_protected_mode(vcpu, scratch, rip=CODE + 4)
+    without_interrupt_table(vcpu)
     return Stop(SHUTDOWN, vcpu.regs, vcpu.sregs)
 
 
@@ -330,6 +337,15 @@ def test_emulation_failure_of_anything_else(long: Stop, memory: GuestMemory) -> 
     assert first(long, memory).startswith("KVM cannot emulate the instruction c5 f8 10 00;")
     long.instruction = b""  # before Linux 5.14: the bytes are read from memory
     assert "the instruction 0f 20 c0 90" in first(long, memory)
+
+
+def test_emulation_failure_because_of_the_stack(protected: Stop, memory: GuestMemory) -> None:
+    protected.reason, protected.suberror, protected.instruction = INTERNAL, 1, b"\x0f\x0b"
+    protected.regs.rsp = 0
+    memory.write(CODE + 4, b"\x0f\x0b")
+    assert likely_causes(protected, memory)[1] == (
+        "no exception can be delivered: the stack at 0x0 is where there is no RAM"
+    )
 
 
 def test_emulation_failure_because_there_is_no_code(long: Stop, memory: GuestMemory) -> None:

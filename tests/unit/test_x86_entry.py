@@ -51,7 +51,11 @@ def test_long_mode_follows_the_64_bit_protocol() -> None:
     assert sregs.apic_base == 0xFEE00900  # KVM's own, not ours to change
     walk = paging.walk(memory, 0x1000200, cr0=sregs.cr0, cr3=sregs.cr3, cr4=sregs.cr4, efer=sregs.efer)
     assert walk.physical == 0x1000200
-    assert memory.claims == [(0x500, 0x20, "GDT"), (0x9000, 0x6000, "page tables")]
+    assert memory.claims == [
+        (0x500, 0x20, "GDT"),
+        (0x5000, 0x1000, "exception handlers"),
+        (0x9000, 0x6000, "page tables"),
+    ]
 
 
 def test_protected_mode_follows_pvh_and_the_32_bit_protocol() -> None:

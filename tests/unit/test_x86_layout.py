@@ -25,7 +25,7 @@ def test_map_holds_the_addresses_boot_code_relies_on() -> None:
     starts = {start for start, _, _ in layout.MEMORY_MAP}
     assert starts >= {
         layout.GDT,
-        layout.IDT,
+        layout.EXCEPTION_HANDLERS,
         layout.PVH_START_INFO,
         layout.ZERO_PAGE,
         layout.PML4,

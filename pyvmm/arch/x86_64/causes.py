@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pyvmm.arch.x86_64.stop import ReadableMemory, Stop
     from pyvmm.kvm.uapi_x86 import kvm_regs, kvm_sregs
 
-_PAGE_FAULT = 14
+_BREAKPOINT, _PAGE_FAULT = 3, 14
+_SELECTOR_FAULTS = (10, 11, 12, 13)  # their error code names a selector or a gate
 
 
 def likely_causes(stop: Stop, memory: ReadableMemory, *, software_kvm: bool | None = None) -> list[str]:
@@ -49,6 +50,9 @@ def _triple_fault(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
             "the reset, not from the fault; the last console output may tell (for Linux: earlyprintk=serial)"
         )
         return
+    if stop.exception is not None:
+        yield from _seen(stop, memory)
+        return
     before = False
     for sentence in (*_pending(stop), *_fetch(stop, memory), *_contradictions(stop.regs, stop.sregs)):
         before = True
@@ -64,10 +68,28 @@ def _triple_fault(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
         yield "which exception it was, nothing in the state says"
 
 
+def _seen(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
+    """The first exception is known: what it was, and what of the state goes with it."""
+    assert stop.exception is not None
+    vector, error_code = stop.exception
+    text = _exception_text(stop, vector, error_code)
+    if vector == _PAGE_FAULT:
+        details = [_page_fault_reason(stop, memory, error_code or 0)]
+    elif vector == _BREAKPOINT:  # a trap: RIP is behind the instruction
+        details = ["the guest executed int3"]
+    else:
+        details = [*_fetch(stop, memory), *_instruction(stop, memory)]
+    yield f"{text}: {details[0]}" if details else text
+    yield from details[1:]
+    yield from _stack(stop, memory)
+    yield "no exception can be handled: the guest has no interrupt table of its own yet"
+
+
 def _internal_error(stop: Stop, memory: ReadableMemory, software_kvm: bool | None) -> Iterator[str]:
     if stop.suberror == uapi_run.KVM_INTERNAL_ERROR_EMULATION:
         fetch = list(_fetch(stop, memory))
         yield from fetch or _emulation(stop, memory, software_kvm)
+        yield from _stack(stop, memory)
         yield from _contradictions(stop.regs, stop.sregs)
     elif stop.suberror == uapi_run.KVM_INTERNAL_ERROR_SIMUL_EX:
         event = InterruptionInfo(stop.data[0]).decode() if stop.data else "an event"
@@ -120,13 +142,24 @@ def _pending(stop: Stop) -> Iterator[str]:
     if events is None or not (events.exception.injected or events.exception.pending):
         return
     exception = events.exception
-    text = exception_name(exception.nr)
-    if exception.has_error_code:
-        code = exception.error_code
-        text += f" with error code {code:#x}"
-        if exception.nr == _PAGE_FAULT:
-            text += f" [{PageFaultError(code).decode()}] at CR2 {stop.sregs.cr2:#x}"
-    yield f"{text} was being delivered"
+    code = exception.error_code if exception.has_error_code else None
+    yield f"{_exception_text(stop, exception.nr, code)} was being delivered"
+
+
+def _exception_text(stop: Stop, vector: int, error_code: int | None) -> str:
+    """An exception with its error code, and for a page fault the address, in words."""
+    text = exception_name(vector)
+    if error_code is None:
+        return text
+    text += f" with error code {error_code:#x}"
+    if vector == _PAGE_FAULT:
+        text += f" [{PageFaultError(error_code).decode()}] at CR2 {stop.sregs.cr2:#x}"
+    elif vector in _SELECTOR_FAULTS and error_code:
+        if error_code & 2:
+            text += f" (gate {error_code >> 3:#x} of the IDT)"
+        else:
+            text += f" (selector {error_code & 0xFFF8:#x} of the {'LDT' if error_code & 4 else 'GDT'})"
+    return text
 
 
 def _fetch(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
@@ -229,9 +262,10 @@ def _emulation(stop: Stop, memory: ReadableMemory, software_kvm: bool | None) ->
         certain = "this host's KVM is a software one" if software_kvm else "this looks like a software KVM"
         yield f"{certain} and cannot emulate {what}: run with --lab, which has a KVM that can"
     else:
+        # An exception whose frame cannot be pushed looks so, too, and the stack is told after this.
         yield (
-            f"KVM cannot emulate {what}; it has to where memory is a device's, and on older Intel processors "
-            "in real mode"
+            f"KVM cannot emulate {what}; it has to where memory is a device's, be it code, data or stack, and on "
+            "older Intel processors in real mode"
         )
 
 
@@ -243,6 +277,21 @@ def _page_fault(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
     walk = stop.walk(memory, address)
     if walk.physical is None:
         yield f"a page fault: the last was at CR2 {address:#x}, which is not mapped, {walk.problem}"
+
+
+def _page_fault_reason(stop: Stop, memory: ReadableMemory, error_code: int) -> str:
+    """Why the access that the error code describes, at CR2, faulted."""
+    code = PageFaultError(error_code)
+    walk = stop.walk(memory, stop.sregs.cr2)
+    if walk.physical is None:
+        return f"that address is not mapped, {walk.problem}"
+    if code.W and not walk.writable:
+        return "that address is in a read-only page"
+    if code.I and not walk.executable:
+        return "that address is in a no-execute page"
+    if code.U and not walk.user:
+        return "that address is in a page for the supervisor only"
+    return "the page tables allow it now"
 
 
 def _stack(stop: Stop, memory: ReadableMemory) -> Iterator[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from pyvmm.arch.x86_64 import instructions, segments
 from pyvmm.arch.x86_64.causes import likely_causes
+from pyvmm.arch.x86_64.handlers import recover
 from pyvmm.arch.x86_64.registers import CR0, CR3, CR4, EFER, RFLAGS, exception_name
+from pyvmm.kvm.uapi_run import KVM_EXIT_SHUTDOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def report(
 
     ``symbols`` names code addresses; ``software_kvm`` says whether the host's KVM is a software one, or None.
     """
+    recovered = stop.reason == KVM_EXIT_SHUTDOWN and recover(stop, memory)
     first, *others = likely_causes(stop, memory, software_kvm=software_kvm)
     lines = [
         f"{stop.kind} on vCPU {stop.vcpu}: RIP {stop.regs.rip:#x}{_named(stop, symbols)}, {stop.mode}",
@@ -64,6 +67,9 @@ def report(
     ]
     if stop.was_reset:
         lines.append("registers, as after a reset:")
+    elif recovered:
+        lost = "; KVM has lost the segments, these are the entry's" if stop.segments_lost else ""
+        lines.append(f"registers at the exception, saved by pyvmm's handler{lost}:")
     else:
         lines.append("registers:")
     lines += [f"  {line}" for line in registers(stop)]

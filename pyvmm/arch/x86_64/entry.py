@@ -7,7 +7,7 @@ processor is entered so; the others wait in KVM's LAPIC for the kernel's INIT an
 
 from __future__ import annotations
 
-from pyvmm.arch.x86_64 import layout, paging, segments
+from pyvmm.arch.x86_64 import handlers, layout, paging, segments
 from pyvmm.arch.x86_64.registers import CR0, CR4, EFER, RFLAGS
 from pyvmm.kvm.uapi_x86 import kvm_regs
 
@@ -36,14 +36,14 @@ def enter_long_mode(
 ) -> None:
     """Make ``vcpu`` begin at ``rip`` in 64-bit mode, interrupts off, the first 4 GiB mapped one to one.
 
-    Writes the GDT and the page tables.  Linux wants the address of its zero page in ``rsi``.
+    Writes the GDT, exception handlers and the page tables.  Linux wants the address of its zero page in ``rsi``.
     """
-    memory.claim(layout.GDT, segments.GDT_SIZE, "GDT")
-    segments.write_gdt(memory, segments.CODE_64)
+    _write_tables(memory, segments.CODE_64)
     memory.claim(layout.PML4, paging.IDENTITY_MAP_SIZE, "page tables")
     cr3 = paging.write_identity_map(memory)
     sregs = vcpu.get_sregs()
     segments.load_flat(sregs, segments.CODE_64)
+    handlers.load(sregs, segments.CODE_64)
     sregs.cr3 = cr3
     sregs.cr4 = CR4.PAE
     sregs.efer = EFER.LME | EFER.LMA
@@ -63,13 +63,13 @@ def enter_protected_mode(
 ) -> None:
     """Make ``vcpu`` begin at ``rip`` in 32-bit mode without paging, interrupts off, flat 4 GiB segments.
 
-    Writes the GDT.  PVH wants the address of start_info in ``ebx``; Linux's 32-bit protocol wants the
-    address of the zero page in ``esi``, and zero in the other registers.
+    Writes the GDT and exception handlers.  PVH wants the address of start_info in ``ebx``; Linux's 32-bit
+    protocol wants the address of the zero page in ``esi``, and zero in the other registers.
     """
-    memory.claim(layout.GDT, segments.GDT_SIZE, "GDT")
-    segments.write_gdt(memory, segments.CODE_32)
+    _write_tables(memory, segments.CODE_32)
     sregs = vcpu.get_sregs()
     segments.load_flat(sregs, segments.CODE_32)
+    handlers.load(sregs, segments.CODE_32)
     sregs.cr3 = sregs.cr4 = sregs.efer = 0
     sregs.cr0 = CR0.ET | CR0.PE
     vcpu.set_sregs(sregs)
@@ -87,3 +87,11 @@ def enter_real_mode(vcpu: EnterableVcpu, *, cs: int = 0, ip: int, sp: int = 0x70
     sregs.cr0 = CR0.ET
     vcpu.set_sregs(sregs)
     vcpu.set_regs(kvm_regs(rip=ip, rsp=sp, rflags=RFLAGS.ONE))
+
+
+def _write_tables(memory: ClaimedMemory, code: int) -> None:
+    """The GDT, with code segments of attributes ``code``, and handlers for a guest's first mistakes."""
+    memory.claim(layout.GDT, segments.GDT_SIZE, "GDT")
+    segments.write_gdt(memory, code)
+    memory.claim(layout.EXCEPTION_HANDLERS, layout.PAGE_SIZE, "exception handlers")
+    memory.write(layout.EXCEPTION_HANDLERS, handlers.page(code))

@@ -16,7 +16,7 @@ PAGE_SIZE = 4 * KIB
 # -- RAM below 1 MiB ------------------------------------------------------------------------------------
 
 GDT = 0x0500  # four descriptors: null, TSS, code, data (segments.py)
-IDT = 0x0520  # never filled: an exception before the kernel has its own IDT is a triple fault
+EXCEPTION_HANDLERS = 0x5000  # an IDT and handlers for the time before the guest has its own (handlers.py)
 PVH_START_INFO = 0x6000  # hvm_start_info, then its module list and its memory map
 PVH_MODULES = 0x6040
 ZERO_PAGE = 0x7000  # struct boot_params
@@ -46,7 +46,7 @@ HIGH_RAM = 0x1_0000_0000
 MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     # start            size                what
     (GDT, 0x20, "GDT"),
-    (IDT, 0x10, "IDT"),
+    (EXCEPTION_HANDLERS, 0x1000, "exception handlers"),
     (PVH_START_INFO, 0x1000, "PVH start_info, modules and memory map"),
     (ZERO_PAGE, 0x1000, "zero page"),
     (0x8000, 0x1000, "boot stack"),

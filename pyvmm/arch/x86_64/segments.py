@@ -95,17 +95,13 @@ def write_gdt(memory: WritableMemory, code: int) -> None:
 
 
 def load_flat(sregs: kvm_sregs, code: int) -> None:
-    """Point ``sregs`` at the boot GDT and load flat segments from it, code with attributes ``code``.
-
-    The IDT register's limit is 0: any exception is a triple fault until the kernel brings its own table.
-    """
+    """Point ``sregs`` at the boot GDT and load flat segments from it, code with attributes ``code``."""
     load(sregs.cs, BOOT_CS, 0, FLAT_LIMIT, code)
     for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
         load(segment, BOOT_DS, 0, FLAT_LIMIT, DATA_32)
     load(sregs.tr, BOOT_TSS, 0, TSS_LIMIT, TSS_BUSY)
     load(sregs.ldt, 0, 0, 0, 0x2)
     sregs.gdt.base, sregs.gdt.limit = layout.GDT, GDT_SIZE - 1
-    sregs.idt.base, sregs.idt.limit = layout.IDT, 0
 
 
 def load_real_mode(sregs: kvm_sregs, cs: int) -> None:

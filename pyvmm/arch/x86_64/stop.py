@@ -35,16 +35,20 @@ class Stop:
 
     ``reason`` is KVM_EXIT_SHUTDOWN, _INTERNAL_ERROR or _FAIL_ENTRY.  ``suberror``, ``data`` and
     ``instruction`` belong to an internal error, ``hardware_reason`` to a failed entry; ``events`` is None
-    where KVM did not tell.
+    where KVM did not tell.  ``exception`` is the vector and error code of the first exception, where one of
+    pyvmm's own handlers saw it; then the registers are those at that moment, and with ``segments_lost`` the
+    segments are those of the entry (:func:`pyvmm.arch.x86_64.handlers.recover`).
     """
 
     __slots__ = (
         "data",
         "events",
+        "exception",
         "hardware_reason",
         "instruction",
         "reason",
         "regs",
+        "segments_lost",
         "sregs",
         "suberror",
         "vcpu",
@@ -67,6 +71,8 @@ class Stop:
         self.regs = regs
         self.sregs = sregs
         self.events = events
+        self.segments_lost = False
+        self.exception: tuple[int, int | None] | None = None
         self.suberror = suberror
         self.data = data
         self.instruction = instruction
