@@ -63,9 +63,14 @@ def main(arguments: Sequence[str]) -> int:
     if not command:
         raise UsageError("there is no command to run in the lab", "pyvmm lab -- COMMAND ...")
     lab = Lab(
-        options.arch, _count(options.cpus), parse_size(options.memory) >> 20, cold=options.cold, rebuild=options.rebuild,
-        report=report, verbose=options.verbose,
-    )  # fmt: skip
+        options.arch,
+        _count(options.cpus),
+        parse_size(options.memory) >> 20,
+        cold=options.cold,
+        rebuild=options.rebuild,
+        report=report,
+        verbose=options.verbose,
+    )
     timeout = _seconds(options.timeout)
     try:
         status = run_in_foreground(

@@ -251,17 +251,26 @@ def _add_python(root: str) -> str:
     ]
     library = f"{root}/usr/lib/{program}"
     paths = ":".join(
-        os.path.join(folder)
-        for folder, _, names in os.walk(f"{root}/usr/lib")
-        if any(".so" in name for name in names)
+        folder for folder, _, names in os.walk(f"{root}/usr/lib") if any(".so" in name for name in names)
     )
     if loaders:
+        python = [
+            os.path.realpath(loaders[0]),
+            "--library-path",
+            paths,
+            f"{root}/usr/bin/{program}",
+            "-S",
+            "-E",
+        ]
+        compileall = ["-m", "compileall", "-q", "-s", root, "--invalidation-mode", "unchecked-hash"]
         subprocess.run(
-            [os.path.realpath(loaders[0]), "--library-path", paths, f"{root}/usr/bin/{program}", "-S", "-E", "-m",
-             "compileall", "-q", "-s", root, "--invalidation-mode", "unchecked-hash", library, os.path.join(root, _PACKAGES)],
-            env={"PYTHONHOME": f"{root}/usr", "LC_ALL": "C.UTF-8"}, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*python, *compileall, library, os.path.join(root, _PACKAGES)],
+            env={"LC_ALL": "C.UTF-8"},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     return program
 
 

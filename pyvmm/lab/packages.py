@@ -181,17 +181,26 @@ def fetch(packages: Iterable[Package], store: str) -> list[str]:
 
 
 def members(deb: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """The files of a package, as (tar member with a path without leading ``./``, contents if it has any)."""
+    """The files of a package, as (tar member with a path without leading ``./``, contents if it has any).
+
+    :raises HostError: it cannot be unpacked
+    """
     unpacker = subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        ["dpkg-deb", "--fsys-tarfile", deb],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains when we have seen enough
     )
+    damaged = HostError(f"{deb} cannot be unpacked", "remove it and try again; is the disk full?")
     try:
         with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:
             for member in archive:
                 member.name = os.path.normpath(member.name)
                 yield member, archive.extractfile(member) if member.isreg() else None
-    except tarfile.TarError as error:
-        raise HostError(f"{deb} is no Debian package: {error}", "remove it and try again") from None
+        if unpacker.wait():
+            raise damaged
+    except (tarfile.TarError, EOFError):
+        raise damaged from None
     finally:
         if unpacker.stdout is not None:
             unpacker.stdout.close()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MEMORY, DEVICES = "memory", "devices"
 _UNUSABLE = "unusable"
-KEPT: Final = 4
+KEPT: Final = 3
 """So many saved states (of different sizes, say) are kept; the least recently used go first."""
 
 _HOLE = 64 * 1024

@@ -236,8 +236,9 @@ class Job:
 
     def _end(self) -> None:
         """Kill what the command left running, then send the rest of its output, minding the window."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
+        if os.getpid() == 1:  # anywhere else these would not be ours to kill
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
         while self._output:
             for descriptor in list(self._output):
                 more = True
