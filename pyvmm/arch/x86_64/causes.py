@@ -1,17 +1,17 @@
 """Why a vCPU probably stopped, in words: what a person with the manuals would look at, in that order.
 
-Intel SDM volume 3, chapter 6 (exceptions), 26.3 (the guest state an entry checks) and appendix C (exit
-reasons); AMD APM volume 2, chapter 15; Linux arch/x86/kvm for what KVM reports and when.
+Intel SDM volume 3, chapter 6 (exceptions) and appendix C (exit reasons); AMD APM volume 2, chapter 15;
+Linux arch/x86/kvm for what KVM reports and when.
 """
 
 from __future__ import annotations
 
 from pyvmm.arch.x86_64 import instructions
+from pyvmm.arch.x86_64.contradictions import contradictions
 from pyvmm.arch.x86_64.registers import (
     CR0,
     CR4,
     EFER,
-    RFLAGS,
     InterruptionInfo,
     PageFaultError,
     exception_name,
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyvmm.arch.x86_64.stop import ReadableMemory, Stop
-    from pyvmm.kvm.uapi_x86 import kvm_regs, kvm_sregs
 
 _BREAKPOINT, _PAGE_FAULT = 3, 14
 _SELECTOR_FAULTS = (10, 11, 12, 13)  # their error code names a selector or a gate
@@ -54,7 +53,7 @@ def _triple_fault(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
         yield from _seen(stop, memory)
         return
     before = False
-    for sentence in (*_pending(stop), *_fetch(stop, memory), *_contradictions(stop.regs, stop.sregs)):
+    for sentence in (*_pending(stop), *_fetch(stop, memory), *contradictions(stop.regs, stop.sregs)):
         before = True
         yield sentence
     for sentence in (*_instruction(stop, memory), *_page_fault(stop, memory), *_stack(stop, memory)):
@@ -90,7 +89,7 @@ def _internal_error(stop: Stop, memory: ReadableMemory, software_kvm: bool | Non
         fetch = list(_fetch(stop, memory))
         yield from fetch or _emulation(stop, memory, software_kvm)
         yield from _stack(stop, memory)
-        yield from _contradictions(stop.regs, stop.sregs)
+        yield from contradictions(stop.regs, stop.sregs)
     elif stop.suberror == uapi_run.KVM_INTERNAL_ERROR_SIMUL_EX:
         event = InterruptionInfo(stop.data[0]).decode() if stop.data else "an event"
         second = InterruptionInfo(stop.data[1]).decode() if len(stop.data) > 1 else "an exception"
@@ -116,7 +115,7 @@ def _internal_error(stop: Stop, memory: ReadableMemory, software_kvm: bool | Non
 def _failed_entry(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
     """VMX: the exit reason with bit 31, or a VM-instruction error; SVM: VMEXIT_INVALID, -1."""
     reason = stop.hardware_reason
-    problems = list(_contradictions(stop.regs, stop.sregs))
+    problems = list(contradictions(stop.regs, stop.sregs))
     if reason & 0xFFFF_FFFF == 0xFFFF_FFFF:
         yield (
             f"the processor refused the guest state (SVM VMEXIT_INVALID){': ' if problems else ''}"
@@ -183,51 +182,6 @@ def _fetch(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
                 f"RIP {stop.rip:#x} is in memory filled with {code[:1].hex()}: the guest jumped to where "
                 "nothing was loaded"
             )
-
-
-def _contradictions(regs: kvm_regs, sregs: kvm_sregs) -> Iterator[str]:
-    """Registers that no processor could hold together (SDM volume 3, 26.3.1)."""
-    cr0, cr4, efer, rflags = sregs.cr0, sregs.cr4, sregs.efer, regs.rflags
-    cs, ss, tr = sregs.cs, sregs.ss, sregs.tr
-    long = efer & EFER.LMA
-    if cr0 & CR0.PG and not cr0 & CR0.PE:
-        yield "CR0 has PG without PE"
-    if cr0 & CR0.NW and not cr0 & CR0.CD:
-        yield "CR0 has NW without CD"
-    if cr0 & CR0.PG and efer & EFER.LME and not cr4 & CR4.PAE:
-        yield "paging is on in long mode (EFER.LME) without CR4.PAE"
-    if bool(long) != bool(efer & EFER.LME and cr0 & CR0.PG):
-        yield "EFER.LMA disagrees with EFER.LME and CR0.PG"
-    if not rflags & RFLAGS.ONE:
-        yield "bit 1 of RFLAGS is clear"
-    if long and rflags & RFLAGS.VM:
-        yield "RFLAGS.VM is set in long mode"
-    if cr0 & CR0.PE and not rflags & RFLAGS.VM:
-        if not cs.present or cs.unusable or not cs.s or not cs.type & 8:
-            yield f"CS ({cs.selector:#x}) is not a present code segment"
-        if long and cs.l and cs.db:
-            yield "CS has both L and D"
-        if not ss.unusable and (not ss.s or ss.type & 0xA != 0x2):
-            yield f"SS ({ss.selector:#x}) is not a writable data segment"
-        if not long and ss.unusable:
-            yield "SS is unusable outside 64-bit mode"
-        if tr.unusable or tr.type not in ((11,) if long else (3, 11)):
-            yield f"TR ({tr.selector:#x}) is not a busy TSS"
-    for name, segment in (("CS", cs), ("SS", ss), ("TR", tr)):
-        if segment.present and not segment.unusable and _bad_granularity(segment.limit, segment.g):
-            yield f"the limit of {name}, {segment.limit:#x}, disagrees with its granularity bit"
-    if long and cs.l and not _canonical(regs.rip, 57 if cr4 & CR4.LA57 else 48):
-        yield f"RIP {regs.rip:#x} is not canonical"
-    elif not (long and cs.l) and regs.rip >> 32:
-        yield f"RIP {regs.rip:#x} has high bits outside 64-bit mode"
-
-
-def _bad_granularity(limit: int, g: int) -> bool:
-    return limit & 0xFFF != 0xFFF if g else limit >> 20 != 0
-
-
-def _canonical(address: int, width: int) -> bool:
-    return address >> (width - 1) in (0, (1 << (65 - width)) - 1)
 
 
 def _instruction(stop: Stop, memory: ReadableMemory) -> Iterator[str]:
