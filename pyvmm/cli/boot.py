@@ -200,7 +200,7 @@ def _error_result(path: str | None, error: Exception) -> None:
             "absent": [],
             "elapsed_s": None,
             "first_run_s": None,
-            "exits": {"total": 0, "by_device": {}, "unhandled": {}, "coalesced_writes": 0},
+            "exits": {"total": 0, "by_device": {}, "by_port": {}, "unhandled": {}, "coalesced_writes": 0},
             "memory": {"resident_kib": None, "guest_kib": None},
             "console_bytes": 0,
             "console_tail": "",

@@ -150,6 +150,7 @@ class Machine:
             "exits": {
                 "total": sum(exits.values()),
                 "by_device": exits,
+                "by_port": {f"{device}: {where}": count for device, where, count in self.bus.detail()},
                 "unhandled": self.bus.unhandled(),
                 "coalesced_writes": 0 if self.coalescer is None else self.coalescer.writes,
             },
