@@ -116,7 +116,7 @@ def _add_interpreters(transfer: Outgoing) -> None:
     """Give this Python's own names to the lab's, so that a script's first line or an argument may name it."""
     folder = os.path.dirname(os.path.abspath(sys.executable)) if sys.executable else ""
     if folder and folder not in ("/usr/bin", "/bin"):
-        for name in ("python", "python3", os.path.basename(sys.executable)):
+        for name in dict.fromkeys(("python", "python3", os.path.basename(sys.executable))):
             transfer.add_link(os.path.join(folder, name), "/usr/bin/python3")
 
 

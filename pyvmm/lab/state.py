@@ -54,7 +54,7 @@ class Configuration:
 
     def name(self) -> str:
         """The name of the directory that a state of this configuration has in the cache."""
-        parts = [self.base.identity, identity(self.program), *self.options()]
+        parts = [self.base.identity, identity(self.program), _our_code(), *self.options()]
         return "state-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def start_cold(self) -> Qemu:
@@ -98,6 +98,15 @@ def _opened(path: str, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _our_code() -> str:
+    """A hash of the modules that give QEMU its devices and warm the lab up."""
+    digest = hashlib.sha256()
+    for name in ("qemu.py", "starter.py", "state.py"):
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def _escaped(path: str) -> str:

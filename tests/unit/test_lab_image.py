@@ -1,0 +1,129 @@
+"""The lab's base image: modules in order, what packages leave out, and when an image is not used again."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+from pyvmm import cache
+from pyvmm.errors import HostError, UsageError
+from pyvmm.lab import image, modules, packages, platforms
+
+
+def module(folder: Path, name: str, depends: str, suffix: str = "") -> str:
+    """A file that looks like a kernel module to us."""
+    data = b"\x7fELF junk\0name=x\0depends=" + depends.encode() + b"\0vermagic=1\0"
+    path = folder / f"{name}.ko{suffix}"
+    path.write_bytes(lzma.compress(data) if suffix else data)
+    return str(path)
+
+
+def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
+    available: dict[str, str | None] = {
+        "kvm_amd": module(tmp_path, "kvm-amd", "kvm,ccp", ".xz"),
+        "kvm": module(tmp_path, "kvm", "irqbypass"),
+        "irqbypass": module(tmp_path, "irqbypass", ""),
+        "ccp": None,  # built in
+        "tun": module(tmp_path, "tun", ""),
+    }
+    order = modules.load_order(available, ["kvm_amd", "?tun", "?absent", "kvm"])
+    assert list(order) == ["irqbypass", "kvm", "kvm_amd", "tun"]
+    assert order["kvm_amd"].startswith(b"\x7fELF")
+
+
+def test_a_missing_module_that_is_needed_is_an_error() -> None:
+    with pytest.raises(HostError, match="no module kvm_amd"):
+        modules.load_order({}, ["kvm_amd"])
+
+
+def test_the_kernel_is_that_of_the_first_meta_package_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "linux-image-virtual": ["linux-image-6.8.0-1-generic", "linux-modules-6.8.0-1-generic"],
+        "linux-image-6.8.0-1-generic": ["kmod", "linux-modules-6.8.0-1-generic"],
+    }
+    monkeypatch.setattr(packages, "direct_dependencies", known.get)
+    found = modules.kernel_packages(platforms.platform("x86_64"))
+    assert found == ["linux-image-6.8.0-1-generic", "linux-modules-6.8.0-1-generic"]
+    known.clear()
+    with pytest.raises(HostError, match="knows no kernel package"):
+        modules.kernel_packages(platforms.platform("x86_64"))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("bin/busybox", "usr/bin/busybox"),
+        ("lib64/ld-linux-x86-64.so.2", "usr/lib64/ld-linux-x86-64.so.2"),
+        ("lib", "usr/lib"),
+        ("usr/lib/x", "usr/lib/x"),
+        ("library/x", "library/x"),
+        ("etc/x", "etc/x"),
+    ],
+)
+def test_everything_goes_below_usr(name: str, place: str) -> None:
+    assert image._place(name) == place
+
+
+@pytest.mark.parametrize(
+    ("name", "pruned"),
+    [
+        ("usr/share/doc/x/copyright", True),
+        ("usr/lib/python3.11/test/support.py", True),
+        ("usr/lib/python3.11/idlelib", True),
+        ("usr/lib/python3.11/os.py", False),
+        ("usr/lib/python3.11/unittest/case.py", False),
+        ("usr/lib/python3.11/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so", False),
+        ("usr/lib/python3.11/lib-dynload/_testcapi.cpython-311-x86_64-linux-gnu.so", True),
+        ("usr/share/zoneinfo/UTC", False),
+    ],
+)
+def test_what_the_lab_never_reads_is_left_out(name: str, pruned: bool) -> None:
+    assert bool(image._PRUNED.match(name)) is pruned
+
+
+def a_base(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / image.KERNEL).write_bytes(b"kernel")
+    (folder / image.ARCHIVE).write_bytes(b"archive")
+    description = {"identity": "i", "kernel_size": 6, "archive_size": 7}
+    (folder / image.DESCRIPTION).write_text(json.dumps(description))
+
+
+def test_a_damaged_base_image_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
+    folder = Path(cache.path("lab", "x86_64", f"base-{image.recipe()}"))
+    assert image.find("x86_64") is None
+    a_base(folder)
+    os.utime(folder, (1, 1))
+    found = image.find("x86_64")
+    assert found is not None
+    assert (found.identity, found.archive) == ("i", str(folder / image.ARCHIVE))
+    assert folder.stat().st_mtime > 1, "use is not noted"
+    (folder / image.ARCHIVE).write_bytes(b"cut")
+    assert image.find("x86_64") is None
+    (folder / image.DESCRIPTION).write_text("{")
+    assert image.find("x86_64") is None
+
+
+def test_an_unknown_architecture_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no lab for architecture 'vax'") as caught:
+        platforms.platform("vax")
+    assert "x86_64" in caught.value.hint
+
+
+def test_the_agent_needs_nothing_that_is_not_in_the_image() -> None:
+    import pyvmm.lab
+
+    folder = Path(pyvmm.lab.__file__).parent
+    allowed = {f"pyvmm.lab.{name.removesuffix('.py').replace('/', '.')}" for name in image._OWN} | {
+        "pyvmm.lab"
+    }
+    for name in image._OWN:
+        for line in (folder / name).read_text().splitlines():
+            if line.startswith(("from pyvmm", "import pyvmm")):
+                assert line.split()[1] in allowed, f"{name}: {line}"
+    assert {f"agent/{path.name}" for path in (folder / "agent").glob("*.py")} <= set(image._OWN)

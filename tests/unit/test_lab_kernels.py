@@ -1,0 +1,107 @@
+"""Fetching stock kernels: which package, verified when used again, and the release's own where there is no other."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.lab import kernels, packages
+from pyvmm.lab.packages import Package
+
+NAMES = [
+    "linux-image-6.1.0-9-cloud-amd64",
+    "linux-image-6.1.0-56-cloud-amd64",
+    "linux-image-6.12.101+deb12-cloud-amd64",
+    "linux-image-6.12.9+deb12-cloud-amd64",
+    "linux-image-6.12-cloud-amd64",
+    "linux-image-6.1.0-57-cloud-amd64-dbg",
+    "linux-image-6.1.0-99-amd64",
+]
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A cache of its own and an apt that has everything; gives the packages that were fetched."""
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
+    monkeypatch.setattr(packages, "require_tools", lambda: None)
+    monkeypatch.setattr(
+        packages,
+        "search",
+        lambda pattern: [name for name in NAMES if __import__("re").fullmatch(pattern, name)],
+    )
+    monkeypatch.setattr(packages, "candidates", lambda names: [Package(name, "1", "0") for name in names])
+    asked: list[str] = []
+
+    def fetch(wanted: list[Package], store: str) -> list[str]:
+        asked.extend(package.name for package in wanted)
+        return [package.name for package in wanted]
+
+    def members(deb: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
+        release = deb.removeprefix("linux-image-")
+        yield tarfile.TarInfo("boot"), None
+        yield tarfile.TarInfo(f"boot/vmlinuz-{release}"), io.BytesIO(f"kernel {release}".encode())
+
+    monkeypatch.setattr(packages, "fetch", fetch)
+    monkeypatch.setattr(packages, "members", members)
+    return asked
+
+
+def test_the_newest_of_a_series_is_fetched_once(
+    fetched: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kernels.main([]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.parts[-3:] == ("kernels", "debian-6.1-cloud", "bzImage")
+    assert path.read_text() == "kernel 6.1.0-56-cloud-amd64"
+    description = json.loads(path.with_name("bzImage.json").read_text())
+    assert description["package"] == "linux-image-6.1.0-56-cloud-amd64"
+    assert description["release"] == "6.1.0-56-cloud-amd64"
+    assert kernels.main(["--all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert fetched == ["linux-image-6.1.0-56-cloud-amd64", "linux-image-6.12.101+deb12-cloud-amd64"]
+
+
+def test_a_damaged_kernel_is_fetched_again(fetched: list[str]) -> None:
+    path = Path(kernels.fetch("debian-6.1-cloud"))
+    path.write_text("damaged")
+    assert kernels.find("debian-6.1-cloud") is None
+    assert Path(kernels.fetch("debian-6.1-cloud")).read_text() == "kernel 6.1.0-56-cloud-amd64"
+    assert len(fetched) == 2
+
+
+def test_another_release_uses_its_own_kernel(
+    fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "search", lambda pattern: [])
+    monkeypatch.setattr(
+        packages, "direct_dependencies", lambda name: ["linux-image-6.12.48+deb13-cloud-amd64"]
+    )
+    path = kernels.fetch("debian-6.1-cloud")
+    assert path.endswith("debian-6.1-cloud/bzImage")
+    assert Path(path).read_text() == "kernel 6.12.48+deb13-cloud-amd64"
+    assert "no debian-6.1-cloud" in capsys.readouterr().err
+    assert kernels.fetch("debian-6.12-cloud").endswith("debian-6.12-cloud/bzImage")
+    assert len(fetched) == 1
+
+
+def test_errors_are_one_line_and_a_hint(
+    fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kernels.main(["debian-2.0-floppy"]) == 125
+    assert kernels.main(["--frobnicate"]) == 125
+
+    def offline(wanted: list[Package], store: str) -> list[str]:
+        raise HostError("apt could not download it", "is the network there?")
+
+    monkeypatch.setattr(packages, "fetch", offline)
+    assert kernels.main([]) == 125
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert lines[4:] == ["fetch-kernels: apt could not download it", "hint: is the network there?"]
