@@ -7,6 +7,7 @@
 ``prepare_vm``          interrupt controllers, before there are vCPUs
 ``attach_devices``      the serial port and the ports that end the guest, on the bus
 ``load``                kernel, initrd, command line and tables into RAM; returns how the first vCPU starts
+``supported_features``  what this KVM can give a vCPU
 ``prepare_vcpu``        what firmware would have set up in each vCPU
 ``enter``               the first vCPU's registers for what ``load`` returned
 ``post_mortem``         the lines that explain a triple fault or an internal error

@@ -65,9 +65,10 @@ def build(spec: MachineSpec) -> Machine:
         bus = Bus()
         serial = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
 
+        supported = arch.supported_features(system)
         vcpus = [_keep(closers, vm.create_vcpu(index)) for index in range(spec.cpus)]
         for index, vcpu in enumerate(vcpus):
-            arch.prepare_vcpu(system, vm, vcpu, index, spec.cpus)
+            arch.prepare_vcpu(system, vm, vcpu, index, spec.cpus, supported)
         arch.enter(vcpus[0], memory, entry)
 
         coalescer = _coalescer(system, vm, vcpus[0], bus, serial, arch) if spec.coalesce else None

@@ -45,9 +45,9 @@ def test_bzimage_imports_little(tmp_path):
 
     path = tmp_path / "bzImage"
     path.write_bytes(bytes(bzimage()))
-    script = SCRIPT.replace("machine.Machine.run =", "import pyvmm.machine.build as build\nbuild.System =").replace(
-        "lambda self:", "lambda:"
-    )
+    script = SCRIPT.replace(
+        "machine.Machine.run =", "import pyvmm.machine.build as build\nbuild.System ="
+    ).replace("lambda self:", "lambda:")
     done = subprocess.run(
         [sys.executable, "-S", "-c", script, "boot", str(path), "--no-input"],
         capture_output=True, text=True, check=False, cwd=ROOT,

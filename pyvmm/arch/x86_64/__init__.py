@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyvmm.arch.x86_64.probe import ProbeResult
     from pyvmm.kvm import System, Vcpu
     from pyvmm.kvm.exits import Exit
+    from pyvmm.kvm.uapi_x86 import kvm_cpuid_entry2
     from pyvmm.memory import GuestMemory
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "probe",
     "ram_ranges",
     "require_hardware",
+    "supported_features",
 ]
 
 NAME = "x86_64"
@@ -53,6 +55,11 @@ CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
     (Cap.VCPU_EVENTS, False, "pending exceptions in a post-mortem"),
     (Cap.INTERNAL_ERROR_DATA, False, "the reason for an internal error"),
 )
+
+
+def supported_features(system: System) -> list[kvm_cpuid_entry2]:
+    """What this KVM can give a vCPU, asked for once for all of them."""
+    return system.supported_cpuid()
 
 
 def probe(system: System) -> ProbeResult:
