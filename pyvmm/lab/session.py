@@ -157,7 +157,10 @@ class Lab:
     def _run(
         self, client: Client, command: Command, carry_in: Sequence[str], carry_out: Sequence[str]
     ) -> int:
-        self._carry_in(client, [*carry.named_files(command.argv, command.cwd), *carry_in], command.cwd)
+        wanted = carry.within(carry_out, command.cwd)
+        self._carry_in(
+            client, [*carry.named_files(command.argv, command.cwd), *carry_in], wanted, command.cwd
+        )
         command.env = {**self._environment, **command.env}
         self.timed_out = False
         try:
@@ -172,13 +175,16 @@ class Lab:
         self.timed_out = command.timed_out
         if failure:
             raise CommandNotStarted(command.argv[0], status, failure)
-        if carry_out:
-            wanted = carry.within(carry_out, command.cwd)
+        if wanted:
             client.get(wanted, lambda path: carry.is_allowed(path, wanted))
         return status
 
-    def _carry_in(self, client: Client, paths: Sequence[str], cwd: str) -> None:
+    def _carry_in(self, client: Client, paths: Sequence[str], wanted: Sequence[str], cwd: str) -> None:
+        """Put ``paths`` there, and the directories that the files of ``wanted`` will be written to."""
         transfer = Outgoing()
+        for folder in dict.fromkeys(os.path.dirname(path) for path in wanted):
+            if os.path.isdir(folder):
+                transfer.add_directory(folder)
         carry.add_paths(transfer, paths, cwd)
         if transfer.size > (self._memory_mib << 20) // 2:
             raise UsageError(
