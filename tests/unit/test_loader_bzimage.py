@@ -83,12 +83,13 @@ class TestHeader:
         assert len(header_of().raw) == 0x26C - 0x1F1
         assert len(header_of(jump=b"\xeb\x20").raw) == 0x222 - 0x1F1
         assert header_of(jump=b"\xeb\x20").initrd_addr_max == 0x37FFFFFF  # its bytes are not the header's
+        assert len(header_of(jump=b"\xeb\x10").raw) == 0x212 - 0x1F1
 
     def test_raw_ends_at_0x290_at_most(self):
         assert len(header_of(jump=b"\xeb\x7f").raw) == 0x281 - 0x1F1
         assert len(header_of(jump=b"\xe9\x6a").raw) == 0x290 - 0x1F1  # no short jump: it tells nothing
         assert len(header_of(jump=b"\xeb\x80").raw) == 0x290 - 0x1F1  # backwards
-        assert len(header_of(jump=b"\xeb\x02").raw) == 0x290 - 0x1F1  # into the header itself
+        assert len(header_of(jump=b"\xeb\x0f").raw) == 0x290 - 0x1F1  # into the header itself
 
     @pytest.mark.parametrize(("offset", "text"), [(0, ""), (5 * 512 - 0x200, ""), (0xFFFF, "")])
     def test_version_string_must_lie_in_the_setup_code(self, offset, text):
@@ -101,6 +102,21 @@ class TestHeader:
         with as_file(bytes(data)) as file:
             assert bzimage.read_header(file).version == "v" * 256
 
+    def test_version_string_does_not_reach_into_the_kernel(self):
+        code = b"kernel" + bytes(2042)
+        assert header_of(kernel_version=5 * 512 - 0x200 + 2, code=code, kernel_info=False).version == ""
+        data = bytearray(
+            loader_images.bzimage(kernel_version=5 * 512 - 0x200 - 4, code=code, kernel_info=False)
+        )
+        data[5 * 512 - 4 : 5 * 512] = b"6.12"
+        with as_file(bytes(data)) as file:
+            assert bzimage.read_header(file).version == "6.12"
+
+    def test_kernel_info_at_the_very_end(self):
+        code = bytes(0x400) + b"LToP" + bytes((16, 0, 0, 0) * 2) + b"\x09\0\0\x80"
+        changes = {"code": code, "kernel_info": False, "kernel_info_offset": 0x400}
+        assert header_of(**changes).setup_type_max == 0x80000009
+
     @pytest.mark.parametrize("offset", [0, 4, 0xFFFFFFFF])
     def test_kernel_info_that_is_not_there(self, offset):
         assert header_of(kernel_info_offset=offset).setup_type_max is None
@@ -112,6 +128,11 @@ class TestRefused:
             loader_images.bzimage()[:0x211],
             errors.ReadBzImageHeader,
             "ends at 0x211, inside the setup header",
+        )
+
+    def test_ends_with_the_load_flags(self):
+        refuse(
+            loader_images.bzimage()[:0x212], errors.BzImageUnderflow, "ends at 0x212, inside its setup code"
         )
 
     def test_read_error(self, monkeypatch):
@@ -162,6 +183,7 @@ class TestRefused:
 
     def test_syssize_has_16_bits_before_2_04(self):
         assert header_of(version=0x203, syssize=0xFFFFFFFF).code_size == 0x800
+        refuse(loader_images.bzimage(version=0x204, syssize=0x81), errors.BzImageTruncated, "announces 0x810")
 
     def test_payload_ends_outside_the_file(self):
         refuse(loader_images.bzimage(payload_length=0x501), errors.BzImageTruncated, "its payload at 0x1201")
@@ -262,6 +284,20 @@ class TestLoad:
         with as_file(loader_images.bzimage(xloadflags=1)) as file:
             with pytest.raises(errors.MemoryOverflow, match=r"below 4 GiB \(xloadflags 0x1 at 0x236\)"):
                 bzimage.load(ram, file, high)
+
+    def test_up_to_4_gib_any_kernel_can(self):
+        edge = 1 << 32
+        ram = BufferMemory([(edge - MIB, 2 * MIB)])
+        with as_file(loader_images.bzimage(xloadflags=1)) as file:
+            assert bzimage.load(ram, file, edge - 0x800).kernel_end == edge
+            with pytest.raises(errors.MemoryOverflow, match="would end at 0x100000001"):
+                bzimage.load(ram, file, edge - 0x7FF)
+        with as_file(loader_images.bzimage()) as file:
+            assert bzimage.load(ram, file, edge - 1).entry_32 == edge - 1
+
+    def test_at_address_0(self):
+        with as_file(loader_images.bzimage()) as file:
+            assert bzimage.load(memory(), file, 0).kernel_load == 0
 
     def test_file_cut_while_it_is_loaded(self):
         with as_file(loader_images.bzimage()) as file:

@@ -78,3 +78,8 @@ def test_hole_is_not_written_to_by_half():
     with pytest.raises(errors.CommandLineCopy, match="at 0xffd does not lie in RAM"):
         cmdline.load_cmdline(memory, 0xFFD, "12345")
     assert memory.read(0xFFD, 3) == b"\xff\xff\xff"
+
+
+def test_hole_just_before_the_last_address():
+    with pytest.raises(errors.CommandLineCopy):
+        cmdline.load_cmdline(BufferMemory([(0, 0x1000), (0x2000, 1)]), 0x2001 - 6, "12345")

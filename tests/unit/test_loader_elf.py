@@ -114,7 +114,12 @@ class TestHeader:
 
     def test_program_headers_end_outside_the_file(self):
         refuse(kernel(phnum=0xFFFF), errors.ReadProgramHeader, "before the 65535 program headers at 0x40 do")
-        refuse(kernel(phoff=2**62), errors.ReadProgramHeader, "program headers at 0x4000000000000000")
+        refuse(
+            kernel(phoff=2**63 - 1 - 2 * 56),
+            errors.ReadProgramHeader,
+            "2 program headers at 0x7fffffffffffff8f",
+        )
+        refuse(kernel(phoff=2**63 - 2 * 56), errors.SeekProgramHeader, "e_phoff 0x7fffffffffffff90")
 
     def test_program_headers_read_error(self, monkeypatch):
         real = os.pread
@@ -154,6 +159,8 @@ class TestSegments:
         image = kernel()
         image.segments[1].offset = 2**63
         refuse(image, errors.SeekKernelStart, "segment offset 0x8000000000000000")
+        image.segments[1].offset = 2**63 - 1
+        refuse(image, errors.ElfReadKernelImage, "before its segment from 0x7fffffffffffffff")
 
     def test_more_in_the_file_than_in_memory(self):
         image = kernel()
@@ -260,6 +267,8 @@ class TestLoad:
 
     def test_segment_end_passes_64_bits(self):
         refuse(Elf([Phdr(b"code", U64 - 3)], entry=0), errors.MemoryOverflow, "ends past 64 bits")
+        image = Elf([Phdr(b"code", BASE, memsz=0x1001)], entry=BASE)
+        refuse(image, errors.MemoryOverflow, "ends past 64 bits", U64 - BASE - 0x1000)
         refuse(Elf([Phdr(b"code", U64 - 4)], entry=0), errors.SegmentOutsideRam, "not all RAM")
         refuse(Elf([Phdr(b"code", 0, memsz=U64 - 1)], entry=0), errors.SegmentOutsideRam, "not all RAM")
 
@@ -269,6 +278,10 @@ class TestLoad:
         error = refuse(image, errors.SegmentOutsideRam, "needs 0x13fe001..0x1400001, and that is not all RAM")
         assert isinstance(error, errors.ElfReadKernelImage)
         assert error.hint == "give the machine at least 21 MiB of memory"
+        assert (
+            refuse(kernel(), errors.SegmentOutsideRam, "RAM", 5 * MIB).hint
+            == "give the machine at least 22 MiB of memory"
+        )
         image.segments[1].paddr = 20 * MIB - 0x2000
         assert load(image, memory(20 * MIB)).kernel_end == 20 * MIB
 
@@ -276,7 +289,8 @@ class TestLoad:
         for entry in (BASE - 1, BASE + 0x123, BASE + 0x3000):
             result = load(kernel(entry=entry))
             assert (result.kernel_load, result.entry_64) == (entry, None)
-        assert load(kernel(entry=BASE + 0x2FFF)).entry_64 == BASE + 0x2FFF
+        for entry in (BASE, BASE + 0x1000, BASE + 0x2FFF):
+            assert load(kernel(entry=entry)).entry_64 == entry
 
     def test_base_is_the_lowest_address_not_the_entry(self):
         assert read(kernel(entry=BASE + 0x1000)).base == BASE
@@ -291,6 +305,8 @@ class TestLinux:
             ([guest_os_note(b"linux")], True),
             ([guest_os_note(b"FreeBSD")], False),
             ([note(b"GNU\0", 3, bytes(20))], False),
+            ([note(b"GNU\0", 6, b"linux\0")], False),
+            ([note(b"Xen\0", 7, b"linux\0")], False),
         ],
     )
     def test_by_notes(self, notes, linux):
@@ -373,6 +389,8 @@ class TestNotes:
         image = kernel(pvh_note(1))
         image.segments[-1].offset = 2**63
         refuse(image, errors.SeekNoteHeader, "note segment offset 0x8000000000000000")
+        image.segments[-1].offset = 2**63 - 1
+        refuse(image, errors.ReadNoteHeader, "0x7fffffffffffffff")
 
     def test_file_ends_inside_the_notes(self):
         refuse(bytes(kernel(pvh_note(1)))[:-1], errors.ReadNoteHeader, "inside the notes of 0x14 bytes")
@@ -412,6 +430,11 @@ class TestNotes:
 
     def test_sizes_that_just_do_not_overflow(self):
         refuse(kernel(struct.pack("<3I", 0xFFFFFFFC, 0, 18)), errors.ReadNoteHeader, "runs past the end")
+
+    def test_as_many_notes_as_no_kernel_has(self):
+        few = [bytes(12)] * 1023
+        assert load(kernel(*few, pvh_note(0x1234))).pvh_boot_cap.entry == 0x1234
+        refuse(kernel(*few, pvh_note(0x1234), bytes(12)), errors.TooManyNotes, "more than 1024 notes")
 
     def test_endless_notes_of_a_sparse_file_are_given_up(self):
         image = kernel(bytes(12))

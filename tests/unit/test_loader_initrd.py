@@ -27,6 +27,10 @@ def test_limit_is_the_last_byte_allowed():
     assert initrd.place([(0, 3 * GIB)], MIB, (), 0x7FFFFFFE) == 0x80000000 - MIB - PAGE
 
 
+def test_limit_of_a_64_bit_kernel_by_default():
+    assert initrd.place([(0, 3 * GIB)], MIB) == 0x80000000 - MIB
+
+
 def test_above_the_hole_only_if_the_limit_allows():
     ram = [(0, 3 * GIB), (4 * GIB, GIB)]
     assert initrd.place(ram, MIB, (), 0xFFFFFFFF) == 3 * GIB - MIB
@@ -65,6 +69,17 @@ def test_too_little_memory_says_how_much_it_takes():
 def test_no_memory_helps_above_the_limit():
     with pytest.raises(errors.InitrdDoesNotFit, match="up to 0x37ffffff") as caught:
         initrd.place([(0, 3 * GIB)], 896 * MIB, KERNEL, 0x37FFFFFF)
+    assert "smaller" in caught.value.hint
+
+
+def test_memory_helps_up_to_the_limit():
+    ram, kernel = [(0, 64 * MIB)], ((MIB, 31 * MIB),)
+    with pytest.raises(errors.InitrdDoesNotFit) as caught:
+        initrd.place(ram, 40 * MIB, kernel, 72 * MIB - 1)
+    assert caught.value.hint == "give the machine at least 72 MiB of memory"
+    assert initrd.place([(0, 72 * MIB)], 40 * MIB, kernel, 72 * MIB - 1) == 32 * MIB
+    with pytest.raises(errors.InitrdDoesNotFit) as caught:
+        initrd.place(ram, 40 * MIB, kernel, 72 * MIB - 2)
     assert "smaller" in caught.value.hint
 
 

@@ -36,6 +36,12 @@ def test_without_modules():
     assert ram.read(0x6040 + 72, 1) == b"\xff"
 
 
+def test_what_there_is_not_has_address_0():
+    ram = memory()
+    pvh.write(ram, 0x6000, pvh.build(0x6000, memmap=E820))
+    assert start_info(ram)[4:7] == (0, 0, 0)
+
+
 def test_with_modules():
     ram = memory()
     pvh.write(ram, 0x6000, build(modules=[(0x7000000, 0x123456), (0x6000000, 5)]))

@@ -116,6 +116,7 @@ class TestBuild:
             build(**{name: 1 << 64})
         with pytest.raises(errors.ZeroPageSetup):
             build(initrd=(0x1000, -1))
+        assert build(acpi_rsdp_addr=2**64 - 1).acpi_rsdp_addr == 2**64 - 1
 
     def test_protocol_without_a_command_line_pointer(self):
         with pytest.raises(
@@ -130,7 +131,8 @@ class TestBuild:
             errors.ZeroPageSetup, match="ramdisk_image 0x100000000 passes the 32 bits of boot protocol 0x20b"
         ):
             build(*old, initrd=(1 << 32, 4096))
-        assert build(*old, initrd=(0xFFFFF000, 4096)).hdr.ramdisk_image == 0xFFFFF000
+        assert build(*old, initrd=(0xFFFFFFFF, 4096)).hdr.ramdisk_image == 0xFFFFFFFF
+        assert build(*boot(version=0x20C), initrd=(1 << 32, 4096)).ext_ramdisk_image == 1
 
     def test_protocol_without_setup_data(self):
         with pytest.raises(errors.ZeroPageSetup, match="0x208 has no setup_data"):
