@@ -108,21 +108,26 @@ def test_the_project_is_there_with_its_dependency(lab: Lab) -> None:
     assert Ran(lab, [sys.executable, "-c", "import pyvmm"]).status == 0, "this Python's own path"
 
 
-def test_files_have_the_same_paths_there(lab: Lab, tmp_path: Path) -> None:
+def test_files_have_the_same_paths_there(
+    lab: Lab, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     (tmp_path / "in").write_bytes(os.urandom(3_000_000))
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "file").write_text("deep\n")
     (tmp_path / "result").write_text("old")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "log"
     script = (
-        "pwd; cat folder/deep/file; sha256sum < in; mkdir -p made/empty; cp in made/copy; echo new > result"
+        "pwd; cat folder/deep/file; sha256sum < in; mkdir -p made/empty; cp in made/copy; echo new > result; "
+        f"echo log > {elsewhere}"
     )
-    out = ["made", "result", "absent"]
+    out = ["made", "result", "absent", str(elsewhere)]
     ran = Ran(lab, ["sh", "-c", script], cwd=str(tmp_path), carry_in=["folder", "in"], carry_out=out)
     digest = hashlib.sha256((tmp_path / "in").read_bytes()).hexdigest()
     assert ran.stdout.decode().split() == [str(tmp_path), "deep", digest, "-"]
     assert (tmp_path / "made" / "copy").read_bytes() == (tmp_path / "in").read_bytes()
     assert (tmp_path / "made" / "empty").is_dir()
     assert (tmp_path / "result").read_text() == "new\n"
+    assert elsewhere.read_text() == "log\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in", "made", "result"]
 
 
