@@ -87,31 +87,36 @@ def startup(runs: int) -> dict[str, Any]:
 
 
 # --- a stock kernel, where KVM is real -----------------------------------------------------------------------
-def qemu_files() -> list[str]:
-    """QEMU, the libraries it is linked with, and its firmware: what the lab needs to run it."""
-    program = shutil.which(QEMU)
-    if program is None:
-        return []
-    listing = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    libraries = [word for line in listing.splitlines() for word in line.split() if word.startswith("/")]
-    data = Path("/usr/share/qemu")
-    firmware = [
-        str(data / name)
-        for name in ("bios-microvm.bin", "qboot.rom", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin")
-    ]
-    found = {path for path in [program, *libraries, *firmware] if os.path.exists(path)}
-    shared = Path("/usr/share/seabios")  # Debian's firmware links point into it
-    return sorted(
-        found | {os.path.realpath(path) for path in found} | ({str(shared)} if shared.exists() else set())
-    )
+class QemuBundle:
+    """QEMU with its libraries and firmware in one folder, so that it runs anywhere, beside another C library."""
 
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which(QEMU)
+        self.folder = folder if program is not None else None
+        if program is None:
+            return
+        for name in ("lib", "share"):
+            (folder / name).mkdir(parents=True)
+        listing = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        libraries = {word for line in listing.splitlines() for word in line.split() if word.startswith("/")}
+        for library in libraries:
+            shutil.copy(library, folder / "lib")
+        self.interpreter = folder / "lib" / Path(next(path for path in libraries if "/ld-linux" in path)).name
+        shutil.copy(program, folder)
+        for name in ("bios-microvm.bin", "qboot.rom", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"):
+            for data in (Path("/usr/share/qemu"), Path("/usr/share/seabios")):
+                if (data / name).exists():
+                    shutil.copy(data / name, folder / "share")
 
-def qemu_boot(kernel: str, initrd: str, cmdline: str) -> list[str]:
-    """QEMU's microvm machine booting the same kernel and initrd."""
-    return [
-        QEMU, "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "512M", "-nodefaults", "-no-user-config",
-        "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd, "-append", cmdline,
-    ]  # fmt: skip
+    def boot(self, kernel: str, initrd: str, cmdline: str) -> list[str]:
+        """QEMU's microvm machine booting the same kernel and initrd."""
+        assert self.folder is not None
+        return [
+            str(self.interpreter), "--library-path", str(self.folder / "lib"), str(self.folder / QEMU),
+            "-L", str(self.folder / "share"), "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "512M",
+            "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+            "-kernel", kernel, "-initrd", initrd, "-append", cmdline,
+        ]  # fmt: skip
 
 
 def kvmtool_boot(program: str, kernel: str, initrd: str, cmdline: str) -> list[str]:
@@ -197,7 +202,8 @@ def boots(kernel: str, kvmtool: str | None) -> dict[str, Any]:
         folder = Path(name)
         initrd = folder / "initrd"
         initrd.write_bytes(verify_initramfs("x86_64"))
-        extra = qemu_files() + ([kvmtool] if kvmtool else [])
+        qemu = QemuBundle(folder / "qemu")
+        extra = [*([str(qemu.folder)] if qemu.folder else []), *([kvmtool] if kvmtool else [])]
         boot = [
             "pyvmm",
             "boot",
@@ -214,9 +220,9 @@ def boots(kernel: str, kvmtool: str | None) -> dict[str, Any]:
                 "place": machines.place,
                 "pyvmm quiet": machines.run("pyvmm-quiet", [*boot, QUIET], result=True),
             }
-            if shutil.which(QEMU):
+            if qemu.folder:
                 found["QEMU microvm quiet"] = machines.run(
-                    "qemu-quiet", qemu_boot(kernel, str(initrd), QUIET)
+                    "qemu-quiet", qemu.boot(kernel, str(initrd), QUIET)
                 )
             if kvmtool:
                 found["kvmtool quiet"] = machines.run(

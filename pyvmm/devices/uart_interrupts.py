@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 #: Late drains in a row, with the THRE interrupt enabled, that show a guest waiting for that interrupt.
-LATE_DRAINS = 4
+LATE_DRAINS = 32
 
 # Causes, from the highest priority.
 LINE, DATA, TIMEOUT, THRE, MODEM = 1, 2, 4, 8, 16

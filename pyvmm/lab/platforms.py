@@ -41,7 +41,7 @@ PLATFORMS = {
         qemu_package="qemu-system-x86",
         machine=(
             "-accel", "tcg,thread=multi",
-            "-cpu", "max,+svm,+npt,-la57,-erms,-fsrm",
+            "-cpu", "max,+svm,+npt,-la57,-erms,-fsrm,-xsave",
             "-machine", "q35,usb=off,vmport=off,sata=off,smbus=off,hpet=off,i8042=off,memory-backend=ram",
         ),
         cmdline=(

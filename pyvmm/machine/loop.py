@@ -92,6 +92,7 @@ class EventLoop:
         self._input_open = machine.terminal is not None and machine.terminal.input_fd is not None
         self._panicked = 0.0  # when the panic was seen
         self._panic_done = False
+        self._ring_seen = (0, 0)  # what waited in the coalescing ring at the last look, and what had been taken
         self._deadline = float("inf")
 
     def run(self, timeout: float | None) -> End:
@@ -159,9 +160,15 @@ class EventLoop:
         return min(until, 3600.0)
 
     def _drain_late(self) -> None:
+        """Empty the ring for a guest that makes no exit: only if nothing has moved in it since the last look, as a
+        guest between two exits, on a slow host, is about to empty it itself."""
         coalescer = self._machine.coalescer
-        if coalescer is not None and coalescer.ring.pending and coalescer.drain():
+        if coalescer is None:
+            return
+        seen = (coalescer.ring.pending, coalescer.writes)
+        if seen[0] and seen == self._ring_seen and coalescer.drain():
             self._machine.late_drain()
+        self._ring_seen = seen
 
     def _signalled(self, signals: Signals) -> None:
         for number in signals.take():
