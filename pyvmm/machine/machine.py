@@ -86,7 +86,9 @@ class Machine:
         """Why the vCPU that ended the run could not go on, in lines for a person."""
         for runner in self.runners:
             if runner.last_exit is not None and not runner.running:
-                lines: list[str] = self.arch.post_mortem(runner.last_exit, runner.vcpu, self.memory)
+                lines: list[str] = self.arch.post_mortem(
+                    runner.last_exit, runner.vcpu, self.memory, self.spec.kernel
+                )
                 return lines
         return []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +142,8 @@ def test_all_messages_cost_one_exit_a_byte(boot, kernel):
     assert "Linux version 6.1." in done.console
     assert "Kernel command line: console=ttyS0\n" in done.console.replace("\r", "")
     assert "kvm-clock: Using msrs" in done.console
-    assert "ttyS0 at I/O 0x3f8 (irq = 4, base_baud = 115200) is a 16" in done.console
+    # The IRQ number is Linux's own: without a PIC there are no legacy numbers.
+    assert re.search(r"ttyS0 at I/O 0x3f8 \(irq = \d+, base_baud = 115200\) is a 16550A", done.console)
     assert "ACPI: RSDP" in done.console
     assert "random: crng init done" in done.console
     for complaint in ("ACPI Error", "ACPI BIOS", "ACPI Warning", "BUG:", "WARNING:", "Unable to"):
@@ -150,15 +152,18 @@ def test_all_messages_cost_one_exit_a_byte(boot, kernel):
 
 
 def test_what_userspace_prints_costs_few_exits(boot, kernel, initrd):
+    """Three register reads for each burst of 16 bytes, and four IER writes a line, are what Linux's driver does with a
+    16550A; Debian's kernels are built without CONFIG_SERIAL_8250_16550A_VARIANTS and never try the 64-byte FIFO.
+    """
     few, many = (
         boot(kernel, "--initrd", initrd, "--cmdline", f"{QUIET} pyvmm_spam={size}", "--timeout", "100")
-        for size in (10_000, 40_000)
+        for size in (5_000, 15_000)
     )
     assert (few.code, many.code) == (0, 0), (few, many)
     written = many.result["console_bytes"] - few.result["console_bytes"]
-    assert written >= 30_000
+    assert written >= 10_000
     exits = many.result["exits"]["total"] - few.result["exits"]["total"]
-    assert exits <= 0.15 * written, (exits, written)
+    assert exits <= 0.35 * written, (exits, written)
 
 
 def test_newer_kernel(boot, newer_kernel):

@@ -56,6 +56,14 @@ class TestHowItEnds:
             assert part in report
             assert part in done.stderr
 
+    def test_an_early_exception_is_named(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "fault")
+        assert (done.returncode, result["outcome"]) == (122, "triple-fault")
+        report = "\n".join(result["report"])
+        assert "#DE" in report
+        assert "RAX 0000000000001234" in report
+        assert "divide" in report, "the symbol of RIP"
+
     def test_a_jump_out_of_ram_is_explained(self, guests, tmp_path):
         done, result = result_of(guests, tmp_path, "badjump")
         assert (done.returncode, result["outcome"]) == (122, "internal-error")

@@ -12,6 +12,7 @@ from pyvmm.kvm import Cap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.arch.x86_64.probe import ProbeResult
+    from pyvmm.arch.x86_64.symbols import Symbols
     from pyvmm.kvm import System, Vcpu
     from pyvmm.kvm.exits import Exit
     from pyvmm.kvm.uapi_x86 import kvm_cpuid_entry2
@@ -86,10 +87,20 @@ def require_hardware(system: System) -> None:
         )
 
 
-def post_mortem(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> list[str]:
+def post_mortem(exit: Exit, vcpu: Vcpu, memory: GuestMemory, image: str) -> list[str]:
     """The lines that explain why ``vcpu`` stopped with ``exit`` (a triple fault, an internal error, a failed
-    entry), for a person.  The vCPU's thread must have ended."""
+    entry), for a person.  The vCPU's thread must have ended.  ``image``: the kernel's path, for its symbols."""
     from pyvmm.arch.x86_64.diagnose import report
     from pyvmm.arch.x86_64.stop import capture
 
-    return report(capture(vcpu, exit), memory)
+    return report(capture(vcpu, exit, vcpu.id), memory, symbols=_symbols(image))
+
+
+def _symbols(image: str) -> Symbols | None:
+    """The symbols of an ELF image; without pyelftools, or the file, a post-mortem goes without names."""
+    try:
+        from pyvmm.arch.x86_64.symbols import Symbols
+
+        return Symbols(image)
+    except (ImportError, OSError):
+        return None
