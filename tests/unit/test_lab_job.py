@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(60)
 class Conversation:
     """A job in a process of its own (it forks, and wants to be told of its children), and the host's end."""
 
-    def __init__(self, *argv: str, tty: bool = False, cwd: str = "/") -> None:
+    def __init__(self, *argv: str, tty: bool = False, cwd: str = "/", early: bytes = b"") -> None:
         self.socket, theirs = socket.socketpair()
         self.decoder = Decoder()
         self.received: list[tuple[int, bytes]] = []
@@ -39,7 +39,7 @@ class Conversation:
         if not self.pid:
             try:
                 self.socket.close()
-                serve(theirs, request)
+                serve(theirs, request, early)
             finally:
                 os._exit(1)
         theirs.close()
@@ -73,9 +73,10 @@ class Conversation:
         return b"".join(payload for received, payload in self.received if received == kind)
 
 
-def serve(connection: socket.socket, request: dict[str, object]) -> None:
+def serve(connection: socket.socket, request: dict[str, object], early: bytes) -> None:
     connection.setblocking(False)
     channel = Channel(connection.fileno())
+    channel.received.extend(Decoder().feed(early))
     wakeup, write_end = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(write_end)
@@ -115,6 +116,12 @@ def test_input_arrives_whole_and_ends() -> None:
     sender.join()
     assert job.output(Kind.STDOUT) == data
     assert sum(COUNT.unpack(payload)[0] for kind, payload in job.received if kind == Kind.ACK) == len(data)
+
+
+def test_input_that_came_together_with_the_request_is_not_forgotten() -> None:
+    job = Conversation("cat", early=frame(Kind.STDIN, b"early") + frame(Kind.STDIN))
+    assert job.until_exit() == (0, "")
+    assert job.output(Kind.STDOUT) == b"early"
 
 
 def test_input_that_nobody_reads_is_acknowledged_once_it_is_closed() -> None:

@@ -105,13 +105,15 @@ class Job:
 
     def run(self) -> int:
         """Serve the command until it has ended and its output is sent; returns its exit status."""
+        self._obey()  # what came together with the request
         while self._status is None:
             for descriptor, ready in self._poll():
                 if descriptor == self._channel.descriptor:
                     if ready & select.POLLHUP:
                         power_off()
                     self._channel.write()
-                    self._serve_host()
+                    self._channel.read()
+                    self._obey()
                 elif descriptor == self._wakeup:
                     os.read(self._wakeup, 4096)
                     self._reap()
@@ -138,8 +140,8 @@ class Job:
             poll.register(descriptor, events)
         return poll.poll()
 
-    def _serve_host(self) -> None:
-        self._channel.read()
+    def _obey(self) -> None:
+        """Do what the host's frames say."""
         while self._channel.received:
             kind, payload = self._channel.received.popleft()
             if kind == Kind.STDIN:
