@@ -43,7 +43,8 @@ class CoalescedRing:
     def drain(self, handle: Callable[[int, int, int, bool], object]) -> int:
         """Call ``handle(address, size, value, is_pio)`` for each write that waits, in order; return how many.
 
-        A slot goes back to the kernel before its call, so an exception from ``handle`` loses that write only.
+        A slot goes back to the kernel after its call, so that :attr:`pending` tells of writes that have not been
+        handled; an exception from ``handle`` loses that write only.
         """
         indices, words = self._indices, self._words
         first, last = indices[0], indices[1]
@@ -63,10 +64,14 @@ class CoalescedRing:
             first += 1
             if first == CAPACITY:
                 first = 0
-            indices[0] = first
-            if size > 8:
-                raise HostError(f"the coalesced write ring is corrupt: {size} bytes written at {address:#x}")
-            handle(address, size, data & MASKS[size], is_pio)
+            try:
+                if size > 8:
+                    raise HostError(
+                        f"the coalesced write ring is corrupt: {size} bytes written at {address:#x}"
+                    )
+                handle(address, size, data & MASKS[size], is_pio)
+            finally:
+                indices[0] = first
         return count
 
     def close(self) -> None:

@@ -92,7 +92,9 @@ class EventLoop:
         self._input_open = machine.terminal is not None and machine.terminal.input_fd is not None
         self._panicked = 0.0  # when the panic was seen
         self._panic_done = False
-        self._ring_seen = (0, 0)  # what waited in the coalescing ring at the last look, and what had been taken
+        self._ring_seen = (0, 0)  # writes that waited in the coalescing ring, and writes taken from it, ...
+        self._ring_since = 0.0  # ... and since when that has been so
+        machine.serial.on_room(lambda: os.eventfd_write(machine.console.wake_fd, 1))
         self._deadline = float("inf")
 
     def run(self, timeout: float | None) -> End:
@@ -160,15 +162,16 @@ class EventLoop:
         return min(until, 3600.0)
 
     def _drain_late(self) -> None:
-        """Empty the ring for a guest that makes no exit: only if nothing has moved in it since the last look, as a
-        guest between two exits, on a slow host, is about to empty it itself."""
+        """Empty the ring for a guest that makes no exit: only if nothing has moved in it for a while, as a guest
+        between two exits, on a slow host, is about to empty it itself."""
         coalescer = self._machine.coalescer
         if coalescer is None:
             return
-        seen = (coalescer.ring.pending, coalescer.writes)
-        if seen[0] and seen == self._ring_seen and coalescer.drain():
+        waiting, now = (coalescer.ring.pending, coalescer.writes), time.monotonic()
+        if waiting != self._ring_seen:
+            self._ring_seen, self._ring_since = waiting, now
+        elif waiting[0] and now - self._ring_since >= DRAIN_ACTIVE and coalescer.drain():
             self._machine.late_drain()
-        self._ring_seen = seen
 
     def _signalled(self, signals: Signals) -> None:
         for number in signals.take():
