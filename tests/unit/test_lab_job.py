@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,7 +56,8 @@ class Conversation:
             for kind, payload in self.decoder.feed(data):
                 self.received.append((kind, payload))
                 if kind in (Kind.STDOUT, Kind.STDERR) and self.acknowledge:
-                    self.send(Kind.ACK, COUNT.pack(len(payload)))
+                    with contextlib.suppress(BrokenPipeError):  # it had nothing more to say
+                        self.send(Kind.ACK, COUNT.pack(len(payload)))
                 if kind == Kind.EXIT:
                     os.waitpid(self.pid, 0)
                     status = json.loads(payload)
