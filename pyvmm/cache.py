@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 
 from pyvmm.errors import HostError
 
@@ -85,6 +84,8 @@ def workspace(locked: str) -> Iterator[str]:
 
     Under the lock nobody else has one there, so what a killed process left behind goes first.
     """
+    import shutil  # late: it brings every compression library, and a plain boot only needs directory()
+
     for name in os.listdir(locked):
         if name.startswith(WORKSPACE_PREFIX):
             shutil.rmtree(os.path.join(locked, name), ignore_errors=True)
@@ -99,6 +100,8 @@ def workspace(locked: str) -> Iterator[str]:
 def publish(made: str, final: str) -> None:
     """Rename ``made`` (a file, or a directory in a workspace) to ``final``, in place of what stood there."""
     if os.path.isdir(final) and not os.path.islink(final):
+        import shutil
+
         old = f"{made}.old"
         os.rename(final, old)
         os.rename(made, final)
@@ -112,6 +115,8 @@ def keep(locked: str, prefix: str, count: int, current: str) -> None:
 
     Used means modified, or marked with ``os.utime``.
     """
+    import shutil
+
     others = []
     for name in os.listdir(locked):
         candidate = os.path.join(locked, name)

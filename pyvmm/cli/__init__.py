@@ -22,6 +22,7 @@ usage: pyvmm VERB ...
 
   boot KERNEL        boot a kernel image under KVM with its console here
   doctor             say what this host can do, what is missing and how to mend it
+  cache [clear]      list or remove the kernels taken out of bzImages
   lab -- COMMAND     run a command inside an emulated host with real KVM
 
 `pyvmm VERB --help` explains one verb; `pyvmm --version` prints the version.
@@ -78,6 +79,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import doctor
 
         return doctor.main(rest)
+    if verb == "cache":
+        from pyvmm.cli import cache
+
+        return cache.main(rest)
     if verb == "lab":
         from pyvmm.cli import lab
 
@@ -87,7 +92,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"pyvmm {__version__}")
         return 0
-    raise UsageError(f"there is no verb '{verb}'", "the verbs are boot, doctor and lab; see pyvmm --help")
+    raise UsageError(
+        f"there is no verb '{verb}'", "the verbs are boot, cache, doctor and lab; see pyvmm --help"
+    )
 
 
 def _own_errors() -> tuple[type[Exception], ...]:

@@ -62,6 +62,7 @@ def parser() -> Parser:
         metavar="BYTE",
         help="fill guest RAM with BYTE first, so that reliance on zeroes shows (slow)",
     )
+    add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
     add("--lab", action="store_true", help="boot inside the lab, an emulated host with real KVM")
     add("--verbose", action="store_true", help="say where everything was placed before the guest starts")
@@ -124,6 +125,7 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         huge_pages=options.huge_pages,
         poison=None if options.poison is None else int(_number(options.poison, "--poison", int)),
         coalesce=not options.no_coalesce,
+        extract=not options.no_extract,
         interactive=not options.no_input,
     )
 

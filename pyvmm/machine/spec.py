@@ -36,6 +36,7 @@ class MachineSpec:
     ``memory`` is in bytes, ``timeout`` in seconds (None: no limit).  ``initrd`` is a path, or bytes that
     stand for a file's content.  ``expect`` texts end the run when all of them have been seen; ``require``
     texts must have been seen when the guest ends.  ``poison`` fills RAM with that byte first.
+    ``extract`` lets the host unpack a bzImage, where it can, instead of the guest.
     ``interactive`` says whether standard input goes to the guest.
     """
 
@@ -45,6 +46,7 @@ class MachineSpec:
         "console_log",
         "cpus",
         "expect",
+        "extract",
         "huge_pages",
         "initrd",
         "interactive",
@@ -72,6 +74,7 @@ class MachineSpec:
         huge_pages: bool = False,
         poison: int | None = None,
         coalesce: bool = True,
+        extract: bool = True,
         interactive: bool = True,
     ) -> None:
         if protocol not in PROTOCOLS:
@@ -99,4 +102,5 @@ class MachineSpec:
         self.huge_pages = huge_pages
         self.poison = poison
         self.coalesce = coalesce
+        self.extract = extract
         self.interactive = interactive

@@ -2,6 +2,9 @@
 
 Linux Documentation/arch/x86/boot.rst for the Linux protocols, and the Xen documentation, misc/pvh, for PVH.
 What is placed is claimed in guest memory, so that nothing can stand on anything else.
+
+A bzImage unpacks itself in the guest.  Where this host can have the vmlinux inside it (:mod:`pyvmm.kernel_cache`),
+that is loaded instead, to the place it would have been unpacked to, with the bzImage's own header in the zero page.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import os
 
 from loader import bzimage, cmdline, elf, files, initrd
-from loader.enums import PVH_ADDRESS_MAX, SetupDataType
+from loader.enums import PVH_ADDRESS_MAX, SetupDataType, XLoadFlags
+from loader.errors import LoaderError
 from loader.kernel_file import open_kernel
 from pyvmm.arch.x86_64 import acpi, entry, layout
 from pyvmm.errors import ImageError
@@ -49,7 +53,7 @@ def open_image(path: str) -> KernelFile:
 def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     """Place everything; returns how to start.  Raises LoaderError, ImageError or GuestMemoryError."""
     header = bzimage.read_header(kernel) if kernel.format.value == "bzImage" else None
-    result = _load_kernel(kernel, header, memory, zeroed=spec.poison is None)
+    result = _load_kernel(kernel, header, spec, memory)
     protocol, rip = _choose(spec, kernel, header, result)
     for start, size in _merged(result.reserved):
         memory.claim(start, size, "kernel")
@@ -70,11 +74,45 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
 
 
 def _load_kernel(
-    kernel: KernelFile, header: BzImageHeader | None, memory: GuestMemory, *, zeroed: bool
+    kernel: KernelFile, header: BzImageHeader | None, spec: MachineSpec, memory: GuestMemory
 ) -> KernelLoaderResult:
-    if header is not None:
-        return bzimage.load(memory, kernel, bzimage.place(memory, header), header=header)
-    return elf.load(memory, kernel, machine=kernel.machine, memory_is_zero=zeroed)
+    zeroed = spec.poison is None
+    if header is None:
+        return elf.load(memory, kernel, machine=kernel.machine, memory_is_zero=zeroed)
+    if spec.extract and spec.protocol == "auto" and header.xloadflags & XLoadFlags.KERNEL_64:
+        result = _load_unpacked(kernel, header, memory, zeroed)
+        if result is not None:
+            return result
+    return bzimage.load(memory, kernel, bzimage.place(memory, header), header=header)
+
+
+def _load_unpacked(
+    kernel: KernelFile, header: BzImageHeader, memory: GuestMemory, zeroed: bool
+) -> KernelLoaderResult | None:
+    """Load the vmlinux that a bzImage holds; None if it cannot be had, or would not start as the bzImage does.
+
+    The 64-bit entry of a vmlinux needs of the boot protocol only the zero page and the identity map (Linux
+    arch/x86/kernel/head_64.S, startup_64); linked for the address it is at, it relocates nothing.  What the header
+    says of limits holds for it as well.
+    """
+    from pyvmm import kernel_cache
+
+    vmlinux = kernel_cache.vmlinux(kernel, header)
+    if vmlinux is None:
+        return None
+    with vmlinux:
+        try:
+            image = elf.read_image(vmlinux)
+            starts_here = any(segment.paddr <= image.entry < segment.end for segment in image.segments)
+            if not (image.is_linux and starts_here and image.base == header.pref_address):
+                return None
+            result = elf.load(memory, vmlinux, image=image, memory_is_zero=zeroed)
+        except LoaderError:  # too little memory for one: the bzImage knows better what it needs
+            return None
+    result.initrd_addr_max = header.initrd_addr_max
+    result.cmdline_size = header.cmdline_size
+    result.reserved = tuple(sorted((*result.reserved, (result.load_base, header.init_size))))
+    return result
 
 
 def _choose(
