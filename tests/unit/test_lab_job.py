@@ -172,8 +172,9 @@ def test_a_terminal_has_its_size_and_changes_it() -> None:
     text = (
         "import os, signal, sys\n"
         "assert os.isatty(0) and os.isatty(1) and os.isatty(2)\n"
-        "signal.signal(signal.SIGWINCH, lambda *_: (print(*os.get_terminal_size(), flush=True), sys.exit(5)))\n"
-        "print(*os.get_terminal_size(), flush=True)\n"
+        "def show(): os.write(1, b'%d %d\\n' % tuple(os.get_terminal_size()))\n"
+        "signal.signal(signal.SIGWINCH, lambda *_: (show(), os._exit(5)))\n"
+        "show()\n"
         "while True: signal.pause()\n"
     )
     job = python(text, tty=True)
