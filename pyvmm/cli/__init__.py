@@ -21,6 +21,7 @@ USAGE = """\
 usage: pyvmm VERB ...
 
   boot KERNEL        boot a kernel image under KVM with its console here
+  inspect FILE       say what a file is, what its headers mean, and where it would stand in memory
   doctor             say what this host can do, what is missing and how to mend it
   cache [clear]      list or remove the kernels taken out of bzImages
   lab -- COMMAND     run a command inside an emulated host with real KVM
@@ -75,6 +76,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import boot
 
         return boot.main(rest)
+    if verb == "inspect":
+        from pyvmm.cli import inspect
+
+        return inspect.main(rest)
     if verb == "doctor":
         from pyvmm.cli import doctor
 
@@ -93,7 +98,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"pyvmm {__version__}")
         return 0
     raise UsageError(
-        f"there is no verb '{verb}'", "the verbs are boot, cache, doctor and lab; see pyvmm --help"
+        f"there is no verb '{verb}'", "the verbs are boot, cache, doctor, inspect and lab; see pyvmm --help"
     )
 
 
