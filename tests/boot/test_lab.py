@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.lab import CommandNotStarted, Lab, is_available, requirements
+from pyvmm import cache
+from pyvmm.lab import CommandNotStarted, Lab, image, is_available, qemu, requirements, state
+from pyvmm.lab.platforms import platform
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -234,3 +236,28 @@ def test_a_lab_that_dies_is_an_error_that_says_so() -> None:
     lines = [line for line in err.decode().splitlines() if not line.startswith("lab console:")]
     assert lines[0].startswith("pyvmm: the lab ended unexpectedly")
     assert lines[1].startswith("hint: ")
+
+
+def test_a_damaged_saved_state_is_replaced(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = image.find("x86_64")
+    assert base is not None
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
+    folder = Path(cache.make("lab", "x86_64"))
+    (folder / os.path.basename(base.directory)).symlink_to(base.directory)
+    linked = image.find("x86_64")
+    assert linked is not None
+    machine = platform("x86_64")
+    name = state.Configuration(machine, linked, qemu.find(machine), 1, 768).name()
+    (folder / name).mkdir()
+    (folder / name / state.DEVICES).write_bytes(b"nonsense")
+    (folder / name / state.MEMORY).write_bytes(b"")
+    os.truncate(folder / name / state.MEMORY, 768 << 20)
+
+    notes: list[str] = []
+    with Lab(cpus=1, memory_mib=768, report=notes.append, verbose=True) as other:
+        assert Ran(other, ["nproc"]).stdout == b"1\n"
+    assert any(note.startswith("the saved state does not work") for note in notes)
+    notes.clear()
+    with Lab(cpus=1, memory_mib=768, report=notes.append, verbose=True) as other:
+        assert Ran(other, ["nproc"]).stdout == b"1\n"
+    assert not any("saved state" in note or "first time" in note for note in notes)
