@@ -46,12 +46,15 @@ def _legacy(block: ModuleType, source: Source, sink: Sink) -> None:
             return
         if size > LZ4_BLOCK_COMPRESSED:
             raise source.corrupt("lz4", f"a block of {size:#x} bytes")
-        data = source.take(size)
-        try:
-            result = block.decompress(data, uncompressed_size=LZ4_BLOCK)
-        except (block.LZ4BlockError, ValueError, MemoryError) as reason:
-            raise source.corrupt("lz4", reason) from None
-        sink.write(result)
+        sink.write(_block(block, source, size))
+
+
+def _block(block: ModuleType, source: Source, size: int) -> bytes:
+    try:
+        unpacked: bytes = block.decompress(source.take(size), uncompressed_size=LZ4_BLOCK)
+    except (block.LZ4BlockError, ValueError, MemoryError) as reason:
+        raise source.corrupt("lz4", reason) from None
+    return unpacked
 
 
 def _frames(source: Source, sink: Sink) -> None:
