@@ -6,7 +6,7 @@ Kept apart from :mod:`loader.descriptions`, which every boot imports.  Layouts s
 
 from __future__ import annotations
 
-from loader.enums import E820Type, LoadFlags, SetupDataType, XLoadFlags
+from loader.enums import LoadFlags, SetupDataType, XLoadFlags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 #: Documents, by the short names that the tables below use; Linux paths are those of its source tree.
 DOCUMENTS = {
     "x86": "Linux Documentation/arch/x86/boot.rst",
-    "zero-page": "Linux Documentation/arch/x86/zero-page.rst",
     "arm64": "Linux Documentation/arch/arm64/booting.rst",
     "riscv": "Linux Documentation/arch/riscv/boot-image-header.rst",
     "zboot": "Linux drivers/firmware/efi/libstub/zboot-header.S",
@@ -223,7 +222,6 @@ def constants(group: type) -> dict[int, str]:
 LOADFLAGS = constants(LoadFlags)
 XLOADFLAGS = {**constants(XLoadFlags), 1 << 7: "MEM_ENCRYPTION"}
 SETUP_DATA_TYPES = constants(SetupDataType)
-E820_TYPES = constants(E820Type)
 
 
 def bits(value: int, names: Mapping[int, str]) -> list[str]:

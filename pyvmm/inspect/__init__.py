@@ -80,11 +80,11 @@ def _look_inside(report: Report, file: ImageFile, memory: int, *, compressed_fil
     report.content = content.inspect_payload(
         report, file, lambda inner: inspect_open(inner, memory, unpack=False)
     )
+    if compressed_file:
+        content.describe(report)
     inner = report.content
     if inner is None:
         return
-    if compressed_file:
-        content.describe(report)
     if not report.version:
         report.version = inner.version
         report.version_source = f"{inner.version_source}, unpacked" if inner.version else ""

@@ -99,8 +99,10 @@ def _fields(header: BzImageHeader, available: int, end: int) -> list[Field]:
         if field.present:
             field.decoded = decoders[name](value) if name in decoders else ""
             field.bits = bits(value, _BITS[name]) if name in _BITS else []
-        else:
+        elif header.protocol < since:
             field.decoded = f"from protocol {_version(since)} on"
+        else:
+            field.decoded = "not in this header"
         fields.append(field)
     return fields
 
@@ -119,7 +121,7 @@ def _decoders(header: BzImageHeader, end: int) -> dict[str, Callable[[int], str]
         "root_flags": lambda value: "read-only" if value else "read-write",
         "syssize": lambda value: size_text(value * 16),
         "vid_mode": lambda value: _VIDEO_MODES.get(value, ""),
-        "jump": lambda _: f"the header ends at {end:#x}",
+        "jump": lambda _: f"{end:#x}",
         "header": lambda value: printable(value.to_bytes(4, "little")),
         "version": _version,
         "kernel_version": lambda value: f"{value + 0x200:#x} in the file" if value else "none",

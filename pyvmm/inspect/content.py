@@ -46,6 +46,11 @@ def inspect_payload(
         unpacked.size = os.fstat(fd).st_size
         if not unpacked.size:
             return None
+        identity = identify(unpacked.read(0, HEAD_SIZE))
+        payload.content = identity.description
+        if identity.format not in KERNEL_FORMATS:
+            report.hint = identity.hint
+            return None
         content = inspect_open(unpacked)
     payload.content = content.description
     return content
@@ -94,12 +99,14 @@ def _stream_length(payload: Payload) -> int:
 
 
 def describe(report: Report) -> None:
-    """Say of a compressed file what is in it, now that it is known."""
+    """Say of a compressed file what is in it, now that it is known.  (Of an initramfs, no more than that.)"""
     content, payload = report.content, report.payload
-    if content is None or payload is None:
+    if payload is None or not payload.content:
         return
     article = "an" if payload.compression[0] in "lx" else "a"
-    report.description = f"{article} {payload.compression}-compressed file with {content.description} in it"
+    report.description = f"{article} {payload.compression}-compressed file with {payload.content} in it"
+    if content is None:
+        return
     report.is_kernel = content.is_kernel
     report.machine = content.machine
     report.version = content.version

@@ -16,7 +16,7 @@ from loader.field_descriptions import (
 )
 from pyvmm.inspect import placement
 from pyvmm.inspect.bzimage import compression, pe_entry
-from pyvmm.inspect.report import EntryPoint, Field, Payload, Report, printable, size_text
+from pyvmm.inspect.report import EntryPoint, Field, Payload, Report, magic_text, printable, size_text
 from pyvmm.inspect.version import find_version
 
 TYPE_CHECKING = False
@@ -83,7 +83,7 @@ def _decode(report: Report, arm: bool) -> None:
         if field.name in ("text_offset", "image_size"):
             field.decoded = size_text(value)
         elif field.name in ("magic", "magic2"):
-            field.decoded = printable(value.to_bytes(field.size, "little").rstrip(b"\0"))
+            field.decoded = magic_text(value, field.size)
         elif field.name == "version":
             field.decoded = f"{value >> 16}.{value & 0xFFFF}"
         elif field.name == "flags":
@@ -108,7 +108,7 @@ def inspect_zboot(report: Report, file: ImageFile) -> None:
     values = {field.name: field.value for field in report.fields}
     for field in report.fields:
         if isinstance(field.value, int) and field.name in ("mz_magic", "zimg_magic"):
-            field.decoded = printable(field.value.to_bytes(field.size, "little"))
+            field.decoded = magic_text(field.value, field.size)
         elif isinstance(field.value, int) and field.name == "payload_size":
             field.decoded = size_text(field.value)
     offset, length = values.get("payload_offset"), values.get("payload_size")

@@ -153,6 +153,11 @@ def printable(data: bytes) -> str:
     return "".join(chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in data)
 
 
+def magic_text(value: int, size: int) -> str:
+    """A magic number as the bytes it is in a little-endian file, those that are no letters as escapes."""
+    return repr(value.to_bytes(size, "little").rstrip(b"\0"))[2:-1]
+
+
 def size_text(size: int) -> str:
     """``size`` bytes as people read them: exact where a unit divides it, else with one decimal."""
     for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 WIDTH = 100
+_LEAD_MAX = 62
 _TIE = "\x00"  # a space that no line is broken at
 
 
@@ -39,11 +40,9 @@ def render(report: Report, style: Style) -> list[str]:
         lines += _wrapped(f"hint: {report.hint}", 2)
     lines += _body(report, style)
     inner = report.content
-    if inner is not None and inner.format == "unknown":
-        inner = None
     if inner is not None:
         lines += ["", style.heading("In the payload:"), *_wrapped(inner.description, 2)]
-        lines += _facts(inner, inside=True)
+        lines += _facts(inner, outer=report)
         lines += [line for warning in inner.warnings for line in _wrapped(f"warning: {warning}", 2)]
         lines += _body(inner, style)
     placement = report.placement or (inner.placement if inner else None)
@@ -56,23 +55,23 @@ def _wrapped(text: str, indent: int) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
 
 
-def _facts(report: Report, *, inside: bool = False) -> list[str]:
-    """The single facts, a line each."""
+def _facts(report: Report, outer: Report | None = None) -> list[str]:
+    """The single facts, a line each; of the content of ``outer``, those that it has not told already."""
     relocatable = {True: "yes", False: "no", None: ""}[report.relocatable]
     facts = [
         ("size", f"{size_text(report.size)} ({report.size} bytes)" if report.size >= 1024 else ""),
-        ("format", "" if inside else report.format),
+        ("format", "" if outer else report.format),
         ("machine", report.machine),
-        ("version", report.version),
-        ("", f"from {report.version_source}" if report.version else ""),
+        ("version", f"{report.version} (from {report.version_source})" if report.version else ""),
         ("protocol", report.protocol),
         ("relocatable", relocatable),
         ("KASLR", report.kaslr),
         *_payload(report),
     ]
+    told = (outer.machine, outer.kaslr) if outer else ()
     lines = []
     for name, value in facts:
-        if value:
+        if value and value not in told:
             lead = f"  {name:<12} "
             lines += textwrap.wrap(value, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     return lines
@@ -83,7 +82,8 @@ def _payload(report: Report) -> list[tuple[str, str]]:
     if payload is None:
         return []
     unpacked = "" if payload.unpacked_size is None else f", {size_text(payload.unpacked_size)} unpacked"
-    span = f"{payload.compression}, {size_text(payload.length)} at {payload.offset:#x}{unpacked}"
+    name = "of no known compression" if payload.compression == "unknown" else payload.compression
+    span = f"{name}, {size_text(payload.length)} at {payload.offset:#x}{unpacked}"
     return [("payload", span), ("", payload.content), ("", payload.problem)]
 
 
@@ -106,16 +106,17 @@ def _fields(fields: Sequence[Field]) -> list[str]:
     counts = Counter(field.section for field in fields)
     sections = [section for section, _ in counts.most_common()]
     name_width = max(len(field.name) for field in fields)
+    values = [_value(field) for field in fields]
+    value_width = min(max(map(len, values)), 18)
     lines = []
-    for field in fields:
-        value = _value(field)
+    for field, value in zip(fields, values, strict=True):
         words = " | ".join(field.bits) if field.bits else field.decoded
         number = sections.index(field.section)
         text = f"{field.meaning}{f'{_TIE}[{number}]' if number else ''}{f': {words}' if words else ''}"
-        lead = f"  {field.offset:#06x} {field.name:<{name_width}} {value:>10}  "
-        if len(lead) > 60:  # a long value gets a line of its own
+        lead = f"  {field.offset:#06x} {field.name:<{name_width}} {value:>{value_width}}  "
+        if len(lead) > _LEAD_MAX:  # a long value gets a line of its own
             lines.append(lead.rstrip())
-            lead = " " * (name_width + 22)
+            lead = " " * (name_width + value_width + 12)
         lines += textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     for number, section in enumerate(sections):
         lines += _wrapped(f"[{number}] {section}" if number else f"documented in {section}", 2)
