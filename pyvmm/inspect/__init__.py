@@ -68,7 +68,8 @@ def _report(file: ImageFile, identity: Identity) -> Report:
     report = Report(file.path, file.size)
     report.format = identity.format.value
     report.machine = identity.machine
-    report.description = identity.description
+    # It may quote the file, as the name of a compression that nobody knows.
+    report.description = "".join(c if c.isprintable() else "?" for c in identity.description)
     report.hint = identity.hint
     return report
 

@@ -32,7 +32,7 @@ def inspect(report: Report, file: ImageFile) -> None:
             report.warn(f"no cpio header at {offset:#x}, and the archive has not ended")
             break
         try:
-            size, name_size = int(header[54:62], 16), int(header[94:102], 16)
+            size, name_size = (int.from_bytes(bytes.fromhex(header[at : at + 8].decode())) for at in (54, 94))
         except ValueError:
             report.warn(f"the cpio header at {offset:#x} is damaged")
             break

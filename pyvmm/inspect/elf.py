@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loader.files import ImageFile
 
 _X86 = ("x86_64", "i386")
+_LOADABLE = (*_X86, "aarch64", "riscv64")  # the loader has an opinion on them
 _RELOCATIONS_MAX = 8 << 20  # bytes; the largest kernels need less than 2 MiB
 
 
@@ -48,7 +49,7 @@ def inspect(report: Report, file: ImageFile, memory: int) -> None:
         report.description = f"a kernel (ELF) for {report.machine} with a PVH entry point"
     _entry_points(report, loads, elf["e_entry"], pvh, virtual)
     _relocation(report, file, elf)
-    _place(report, file, elf, loads, memory)
+    _place(report, file, loads, memory)
 
 
 def _holds(segment: Segment, address: int) -> bool:
@@ -102,10 +103,10 @@ def _relocation(report: Report, file: ImageFile, elf: elf_file.ElfFile) -> None:
         report.kaslr = "no: no relocation table follows the ELF file"
 
 
-def _place(report: Report, file: ImageFile, elf: elf_file.ElfFile, loads: list[Segment], memory: int) -> None:
+def _place(report: Report, file: ImageFile, loads: list[Segment], memory: int) -> None:
     """The placement, if the loader would load the file; what it says against it is a warning."""
     pieces = [(load.physical_address, load.file_size, load.memory_size) for load in loads]
-    if elf.wide and not elf.big and report.machine in ("x86_64", "aarch64", "riscv64"):
+    if report.machine in _LOADABLE:
         try:
             elf_headers.read_image(file, report.machine)
         except ElfUserProgram as error:

@@ -25,7 +25,6 @@ _KINDS = ("kernel", "runtime", "boot", "hole", "device", "initrd")  # the first 
 
 WIDTH = 100
 EXTRA_ROWS = 16  # shared out by size
-_ADDRESS = 14  # columns of an address
 _SCALE = 4
 _PIECES_MAX = 160
 
@@ -48,27 +47,30 @@ def draw(placement: Placement, *, unicode: bool, width: int = WIDTH) -> list[str
     rows = _rows(pieces)
     column = 1 if not unicode else 0
     top, middle, bottom, side = ("+-+", "+-+", "+-+", "|") if not unicode else ("┌─┐", "├─┤", "└─┘", "│")
-    inner = width - _ADDRESS - 2
-    lines = [_rule("", top, inner)]
+    ends = [f"{piece.end:#012x}" for piece in pieces[-1:]]
+    margin = max(map(len, ends), default=0) + 2
+    inner = width - margin - 2
+    lines = [_rule("", top, margin, inner)]
     was_outside = False
     for piece, count in zip(pieces, rows, strict=True):
         outside = piece.kind in ("gap", "device")
         if lines and outside != was_outside:
-            lines.append(_rule("", middle, inner))
+            lines.append(_rule("", middle, margin, inner))
         mark = _MARKS[piece.kind][column]
         size = size_text(piece.end - piece.start)
         text = f" {mark * _SCALE}  {piece.name}"[: inner - len(size) - 2]
-        lines.append(f"{piece.start:#012x}  {side}{text.ljust(inner - len(size) - 1)}{size} {side}")
+        lines.append(
+            f"{f'{piece.start:#012x}':{margin}}{side}{text.ljust(inner - len(size) - 1)}{size} {side}"
+        )
         for _ in range(count - 1):
-            lines.append(f"{'':{_ADDRESS}}{side}{f' {mark * _SCALE}'.ljust(inner)}{side}")
+            lines.append(f"{'':{margin}}{side}{f' {mark * _SCALE}'.ljust(inner)}{side}")
         was_outside = outside
-    end = f"{pieces[-1].end:#012x}" if pieces else ""
-    lines.append(_rule(end, bottom, inner))
+    lines.append(_rule("".join(ends), bottom, margin, inner))
     return lines
 
 
-def _rule(label: str, corners: str, inner: int) -> str:
-    return f"{label:{_ADDRESS}}{corners[0]}{corners[1] * inner}{corners[2]}"
+def _rule(label: str, corners: str, margin: int, inner: int) -> str:
+    return f"{label:{margin}}{corners[0]}{corners[1] * inner}{corners[2]}"
 
 
 def _pieces(placement: Placement) -> list[_Piece]:

@@ -266,6 +266,13 @@ class TestElf:
         assert found.notes[0].value == "0001020304050607"
         assert (fields(found)["e_entry"].value, fields(found)["e_entry"].size) == (0x4000, 4)
 
+    def test_32_bit_x86_is_not_what_the_loader_takes(self):
+        header = struct.pack("<16s2H5I6H", b"\x7fELF\1\1\1", 2, 3, 1, 0x100000, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+        found = report(header + struct.pack("<8I", 1, 84, 0x100000, 0x100000, 4, 4, 5, 4) + b"code")
+        assert (found.machine, found.entry_points[0].name) == ("i386", "32-bit")
+        assert "not a 64-bit ELF file" in found.warnings[0]
+        assert found.placement is None
+
     def test_program(self):
         found = report(bytes(kernel(note(b"GNU\0", 1, struct.pack("<4I", 0, 3, 2, 0)))))
         assert found.description == "a program for userspace (ELF) for x86_64"
@@ -388,6 +395,11 @@ class TestOthers:
         assert "has not ended" in report(archive).warnings[0]
         follows = report(whole + bytes(100) + gzip.compress(b"x" * 1000)).warnings[0]
         assert "gzip-compressed file follows" in follows
+
+    @pytest.mark.parametrize("number", [b"0000000g", b"-0000001", b"0x000001"])
+    def test_damaged_cpio(self, number):
+        head = b"070701" + b"0" * 48 + number + b"0" * 32 + b"00000005" + b"0" * 8 + b"init\0"
+        assert report(head).warnings == ["the cpio header at 0x0 is damaged"]
 
     @pytest.mark.parametrize(
         ("data", "words"),
