@@ -6,7 +6,6 @@ to its place.  The lock ends with the process, so what a killed one left is take
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -92,7 +91,9 @@ def _copy(kernel: KernelFile, found: Payload) -> ImageFile:
 
 def _key(copy: ImageFile) -> str:
     """What the compressed kernel ``copy`` is called in the cache."""
-    digest = hashlib.sha256()
+    from hashlib import sha256
+
+    digest = sha256()
     buffer = memoryview(bytearray(BUFFER))
     offset = 0
     while count := os.preadv(copy.fd, [buffer], offset):
