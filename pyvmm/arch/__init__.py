@@ -10,6 +10,8 @@
 ``supported_features``  what this KVM can give a vCPU
 ``prepare_vcpu``        what firmware would have set up in each vCPU
 ``enter``               the first vCPU's registers for what ``load`` returned
+``is_halted``           whether a vCPU waits for what cannot come
+``advice``              a line for each word of a command line that this machine cannot honour
 ``post_mortem``         the lines that explain a triple fault or an internal error
 ``coalesced_ports``     (port, size) of ports whose writes need not leave the kernel one by one
 ``probe``               whether this host's KVM can run a stock kernel; ``require_hardware`` insists on it

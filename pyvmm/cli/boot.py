@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 USERSPACE_REACHED = "pyvmm: userspace reached"
 
 
+#: Seconds beyond --timeout after which a boot in the lab is given up: start-up and clean-up are slow there.
+LAB_GRACE = 60.0
+
+
 def parser() -> Parser:
     """The command line of ``pyvmm boot``."""
     parser = Parser(
@@ -80,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         with build(spec) as machine:
+            for line in machine.arch.advice(spec.cmdline):
+                say(f"pyvmm: note: {line}")
             if options.verbose:
                 _describe(machine)
             machine.run()
@@ -222,4 +228,9 @@ def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
             raise UsageError(f"{path}: no such file", "check the name")
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
     with Lab() as lab:
-        return lab.run(command, carry_in=carry_in, carry_out=carry_out)
+        # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
+        limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
+        status = lab.run(command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
+        if lab.timed_out:
+            say("pyvmm: the lab did not answer any more and was stopped")
+        return status

@@ -39,6 +39,37 @@ class kvm_pit_config(Structure):
     _fields_ = [("flags", u32), ("pad", u32 * 15)]
 
 
+KVM_IRQCHIP_PIC_MASTER = 0
+KVM_IRQCHIP_PIC_SLAVE = 1
+
+
+class kvm_pic_state(Structure):
+    _fields_ = [
+        ("last_irr", u8),
+        ("irr", u8),
+        ("imr", u8),
+        ("isr", u8),
+        ("priority_add", u8),
+        ("irq_base", u8),
+        ("read_reg_select", u8),
+        ("poll", u8),
+        ("special_mask", u8),
+        ("init_state", u8),
+        ("auto_eoi", u8),
+        ("rotate_on_auto_eoi", u8),
+        ("special_fully_nested_mode", u8),
+        ("init4", u8),
+        ("elcr", u8),
+        ("elcr_mask", u8),
+    ]
+
+
+class kvm_irqchip(Structure):
+    """``chip`` is a union: for the PICs it starts with a kvm_pic_state."""
+
+    _fields_ = [("chip_id", u32), ("pad", u32), ("chip", u8 * 512)]
+
+
 # --- registers ---------------------------------------------------------------------------------------
 class kvm_regs(Structure):
     _fields_ = [

@@ -29,7 +29,14 @@ from .uapi import (
     kvm_msi,
     kvm_userspace_memory_region,
 )
-from .uapi_x86 import KVM_PIT_SPEAKER_DUMMY, kvm_pit_config
+from .uapi_x86 import (
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_PIT_SPEAKER_DUMMY,
+    kvm_irqchip,
+    kvm_pic_state,
+    kvm_pit_config,
+)
 from .vcpu import Vcpu
 
 TYPE_CHECKING = False
@@ -86,6 +93,18 @@ class Vm(Descriptor):
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: in-kernel interrupt controllers (x86: PICs, IOAPIC, LAPICs); before vCPUs."""
         self.ioctl(ioctls.KVM_CREATE_IRQCHIP)
+
+    def mask_pics(self) -> None:
+        """Mask every input of the two in-kernel 8259s (x86), by KVM_GET_IRQCHIP and KVM_SET_IRQCHIP.
+
+        Out of reset they let everything through, with vector base 0: a guest that is told of no 8259, and so does
+        not program them, would take IRQ 4 for exception 4.
+        """
+        for chip in (KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE):
+            state = kvm_irqchip(chip_id=chip)
+            self.ioctl(ioctls.KVM_GET_IRQCHIP, state, f"PIC {chip}")
+            kvm_pic_state.from_buffer(state, kvm_irqchip.chip.offset).imr = 0xFF
+            self.ioctl(ioctls.KVM_SET_IRQCHIP, state, f"PIC {chip}")
 
     def create_pit2(self, flags: int = KVM_PIT_SPEAKER_DUMMY) -> None:
         """KVM_CREATE_PIT2 (x86): the in-kernel 8254 interval timer, with port 0x61 by default."""

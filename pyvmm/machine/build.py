@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+#: APIC ids have 8 bits, the last of which is the broadcast.
+MOST_VCPUS = 255
+
+
 class _File:
     """A file descriptor that closes with the machine."""
 
@@ -54,6 +58,7 @@ def build(spec: MachineSpec) -> Machine:
 
         system = _keep(closers, System())
         system.require(*(number for number, required, _ in arch.CAPABILITIES if required))
+        _check_vcpus(system, spec.cpus)
         if entry.needs_full_cpu:
             arch.require_hardware(system)
         vm = _keep(closers, system.create_vm())
@@ -73,7 +78,7 @@ def build(spec: MachineSpec) -> Machine:
 
         coalescer = _coalescer(system, vm, vcpus[0], bus, serial, arch) if spec.coalesce else None
         ends: list[End] = []
-        runners = [VcpuRunner(vcpu, bus, console, ends, coalescer) for vcpu in vcpus]
+        runners = [VcpuRunner(vcpu, bus, console, ends, coalescer, arch.is_halted) for vcpu in vcpus]
         terminal = _keep(closers, Terminal()) if spec.interactive else None
         return Machine(
             spec=spec, arch=arch, vm=vm, memory=memory, runners=runners, bus=bus, serial=serial,
@@ -88,6 +93,15 @@ def build(spec: MachineSpec) -> Machine:
 def _keep(closers: list[object], part: T) -> T:
     closers.append(part)
     return part
+
+
+def _check_vcpus(system: System, count: int) -> None:
+    """UsageError for more vCPUs than this host's KVM gives, or than have an APIC id of 8 bits."""
+    most = min(system.check_extension(Cap.MAX_VCPUS) or 4, MOST_VCPUS)
+    if count > most:
+        raise UsageError(
+            f"{count} vCPUs are more than the {most} that are possible here", "give fewer --cpus"
+        )
 
 
 def _guest_ended(kind: str, status: int) -> NoReturn:

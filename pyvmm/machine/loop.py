@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Seconds between looks at the coalescing ring while the console is active, and while it is quiet.
 DRAIN_ACTIVE = 0.01
 DRAIN_QUIET = 0.1
+#: Seconds of silence after which the vCPUs are asked whether they are halted for good; then twice as long, and so on.
+HALT_SILENCE = 2.0
+HALT_SILENCE_MOST = 30.0
 #: A panicking kernel prints for a while: it may go on until it has been silent for this long (seconds)...
 PANIC_SILENCE = 1.0
 #: ... and at most this long.
@@ -90,6 +93,8 @@ class EventLoop:
         self._machine = machine
         self._console = machine.console
         self._input_open = machine.terminal is not None and machine.terminal.input_fd is not None
+        self._halt_silence = HALT_SILENCE
+        self._asked = False  # the vCPUs were asked, and have not all answered
         self._panicked = 0.0  # when the panic was seen
         self._panic_done = False
         self._ring_seen = (0, 0)  # writes that waited in the coalescing ring, and writes taken from it, ...
@@ -156,6 +161,8 @@ class EventLoop:
         until = self._deadline - now
         if self._panicked:
             until = min(until, PANIC_SILENCE / 20)
+        heard = max(self._console.last_output, self._machine.started)
+        until = min(until, 0.1 if self._asked else max(0.01, heard + self._halt_silence - now + 0.01))
         if self._machine.coalescer is not None:
             active = now - self._console.last_output < 1.0
             until = min(until, DRAIN_ACTIVE if active else DRAIN_QUIET)
@@ -234,8 +241,27 @@ class EventLoop:
             silent = now - max(self._console.last_output, self._panicked) > silence
             if silent or now - self._panicked > PANIC_LIMIT:
                 self._machine.ends.append(End(Outcome.PANIC))
+        self._look_for_halt(now)
         if now >= self._deadline:
             self._machine.ends.append(End(Outcome.TIMEOUT))
+
+    def _look_for_halt(self, now: float) -> None:
+        """A guest that halted for good makes no exit: ask, when nothing has been heard for long enough."""
+        runners = self._machine.runners
+        if self._asked:
+            answers = [runner.halted for runner in runners]
+            if None in answers:
+                return
+            self._asked = False
+            if all(answers):
+                self._machine.ends.append(
+                    End(Outcome.SHUTDOWN, detail="the guest halted, and nothing can wake it")
+                )
+        elif now - max(self._console.last_output, self._machine.started) > self._halt_silence:
+            self._halt_silence = min(2 * self._halt_silence, HALT_SILENCE_MOST)
+            self._asked = True
+            for runner in runners:
+                runner.ask_whether_halted()
 
     def _stop_vcpus(self) -> None:
         """Kick every vCPU until its thread is gone; a kick between two exits is seen at the next KVM_RUN."""

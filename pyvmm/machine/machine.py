@@ -61,13 +61,13 @@ class Machine:
         self.first_run_s: float | None = None
         self.elapsed_s = 0.0
         self._closers = closers
-        self._started = 0.0
+        self.started = 0.0
 
     def run(self) -> End:
         """Run the guest to its end and return that.  Once only."""
         install_kick_handler()
         sys.setswitchinterval(5e-4)  # the event loop must not hold the vCPU threads up for 5 ms
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         for runner in self.runners:
             runner.start()
         self.end = EventLoop(self).run(self.spec.timeout)
@@ -117,7 +117,7 @@ class Machine:
         most = sorted(exits.items(), key=lambda item: -item[1])[:4]
         devices = ", ".join(f"{name} {count}" for name, count in most)
         return (
-            f"running for {time.monotonic() - self._started:.1f} s, {sum(exits.values())} exits ({devices}), "
+            f"running for {time.monotonic() - self.started:.1f} s, {sum(exits.values())} exits ({devices}), "
             f"{self.console.total} bytes of console"
         )
 

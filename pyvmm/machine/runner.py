@@ -64,16 +64,26 @@ class Coalescer:
 class VcpuRunner:
     """Runs one vCPU in a thread of its own.
 
+    ``is_halted`` says of a vCPU that is not running whether it is halted for good.
     ``ends`` is shared by all runners and the event loop: the first :class:`End` in it is why the machine stopped.
     """
 
     def __init__(
-        self, vcpu: Vcpu, bus: Bus, console: Console, ends: list[End], coalescer: Coalescer | None
+        self,
+        vcpu: Vcpu,
+        bus: Bus,
+        console: Console,
+        ends: list[End],
+        coalescer: Coalescer | None,
+        is_halted: Callable[[Vcpu], bool],
     ) -> None:
         self.vcpu = vcpu
         self.first_run: float | None = None
         self.rare: dict[str, int] = {}
         self.last_exit: Exit | None = None
+        self.halted: bool | None = None
+        self._asked = False
+        self._is_halted = is_halted
         self._bus = bus
         self._console = console
         self._ends = ends
@@ -87,7 +97,16 @@ class VcpuRunner:
     def kick(self) -> None:
         """Make KVM_RUN return soon, if it is running.  Any thread but the vCPU's own."""
         if self._thread.is_alive() and self._thread.ident is not None:
-            self.vcpu.kick(self._thread.ident)
+            try:
+                self.vcpu.kick(self._thread.ident)
+            except ProcessLookupError:
+                pass  # it ended this moment
+
+    def ask_whether_halted(self) -> None:
+        """Have the thread find out whether its vCPU can still be woken; :attr:`halted` has the answer, None so far."""
+        self.halted = None
+        self._asked = True
+        self.kick()
 
     @property
     def running(self) -> bool:
@@ -113,19 +132,17 @@ class VcpuRunner:
                 import traceback
 
                 traceback.print_exc()
-        finally:
-            if self._coalescer is not None:
-                self._drain_rest()
-        if end is not None:
-            self._ends.append(end)
-        os.eventfd_write(self._console.wake_fd, 1)
-
-    def _drain_rest(self) -> None:
-        assert self._coalescer is not None
         try:
-            self._coalescer.drain()
+            if self._coalescer is not None:
+                self._coalescer.drain()
         except GuestEnded as ended:
-            self._ends.append(ended.end)
+            end = end or ended.end
+        except PyvmmError as error:
+            end = end or End(Outcome.ERROR, detail=error.message)
+        finally:
+            if end is not None:
+                self._ends.append(end)
+            os.eventfd_write(self._console.wake_fd, 1)
 
     def _loop(self) -> End | None:
         """Run until an end; None when somebody else ended the machine."""
@@ -194,6 +211,10 @@ class VcpuRunner:
         self.rare[name] = self.rare.get(name, 0) + 1
         if isinstance(exit, IntrExit):
             self.vcpu.clear_kick()
+            if self._asked:
+                self._asked = False
+                self.halted = self._is_halted(self.vcpu)
+                os.eventfd_write(self._console.wake_fd, 1)
             return None
         self.last_exit = exit
         if isinstance(exit, ShutdownExit):

@@ -76,6 +76,21 @@ class TestHowItEnds:
         assert done.stdout.rstrip().endswith(b"---[ end Kernel panic - not syncing: test ]---")
         assert result["elapsed_s"] < 10
 
+    def test_a_guest_that_halted_has_ended(self, guests, tmp_path):
+        done, result = result_of(guests, tmp_path, "halt")
+        assert (done.returncode, result["outcome"]) == (0, "shutdown")
+        assert "nothing can wake it" in result["detail"]
+
+    def test_reset_within_the_ports_of_pci(self, guests, tmp_path):
+        _, result = result_of(guests, tmp_path, "reset")
+        assert result["outcome"] == "reset"
+        assert result["exits"]["total"] == 1, "the write to 0xcf8 makes no exit"
+
+    def test_a_word_the_machine_cannot_honour_is_noted(self, guests):
+        done = boot(guests, "hello", "--cmdline", "console=ttyS0 noapic")
+        assert done.returncode == 0
+        assert "noapic" in done.stderr
+
     def test_timeout(self, guests, tmp_path):
         done, result = result_of(guests, tmp_path, "spin", "--timeout", "0.5")
         assert (done.returncode, result["outcome"]) == (124, "timeout")

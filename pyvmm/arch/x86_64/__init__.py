@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "NAME",
+    "advice",
     "attach_devices",
     "coalesced_ports",
     "enter",
+    "is_halted",
     "load",
     "open_image",
     "post_mortem",
@@ -85,6 +87,34 @@ def require_hardware(system: System) -> None:
             f"this host's KVM is a software one ({found.detail}), on which no stock kernel runs",
             "boot it in the lab: add --lab; pyvmm doctor says more",
         )
+
+
+def is_halted(vcpu: Vcpu) -> bool:
+    """Whether ``vcpu``, which is not running, waits in HLT with interrupts off, or was never started.
+
+    KVM serves HLT itself and tells nobody: a guest all of whose vCPUs wait like that has ended.
+    """
+    from pyvmm.arch.x86_64.registers import RFLAGS
+    from pyvmm.kvm.uapi import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE
+
+    state = vcpu.get_mp_state()
+    if state == KVM_MP_STATE_HALTED:
+        return not vcpu.get_regs().rflags & RFLAGS.IF
+    return state != KVM_MP_STATE_RUNNABLE
+
+
+def advice(cmdline: str) -> list[str]:
+    """A line for each word of the command line that asks for what this machine does not have."""
+    return [f"{word}: {_ADVICE[word]}" for word in cmdline.split() if word in _ADVICE]
+
+
+_ADVICE = {
+    "acpi=off": "without ACPI the kernel finds one vCPU, and no way to power off",
+    "acpi=noirq": "without ACPI's interrupt tables the kernel finds one vCPU",
+    "noapic": "the machine has no other interrupt controller: the console gets no interrupts",
+    "nolapic": "the machine has no other interrupt controller: the console gets no interrupts",
+    "no-kvmclock": "there is no other clock to measure the TSC by: the kernel may stop early",
+}
 
 
 def post_mortem(exit: Exit, vcpu: Vcpu, memory: GuestMemory, image: str) -> list[str]:

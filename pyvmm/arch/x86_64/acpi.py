@@ -224,7 +224,8 @@ def fadt(dsdt_address: int, *, reset_port: int, sleep_control_port: int, sleep_s
 def madt(cpu_count: int, *, local_apic_address: int, io_apic_address: int) -> bytes:
     """Multiple APIC Description Table: APIC ids 0 to ``cpu_count - 1``, one I/O APIC for GSIs from 0.
 
-    LINT1 of every local APIC is the NMI.  PCAT_COMPAT is clear: there is no 8259 to disable.
+    LINT1 of every local APIC is the NMI.  PCAT_COMPAT is clear: the 8259s are masked (see setup.py) and not to
+    be programmed.
     """
     entries = [MADT.pack(local_apic_address=local_apic_address)]
 

@@ -97,6 +97,8 @@ def _load_unpacked(
     """
     from pyvmm import kernel_cache
 
+    if not memory.contains(header.pref_address, header.init_size):
+        return None  # the bzImage knows better what it needs, and says so
     vmlinux = kernel_cache.vmlinux(kernel, header)
     if vmlinux is None:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.arch.x86_64 import layout
 from pyvmm.devices.absent import add_absent
 from pyvmm.devices.cmos import Cmos
@@ -25,6 +27,24 @@ ABSENT = (
     ("post code", layout.POST_CODE, 1),
     ("absent vga", 0x3C0, 0x20),
 )
+
+
+class _SilentPort:
+    """Writes of exactly ``size`` bytes to ``port`` end in an eventfd that nobody reads, and make no exit.
+
+    For the address register of the absent PCI: Linux writes it before each of its probes.  The reset control register
+    lies within it, so writes of other sizes must come through at once, which rules coalescing out.
+    """
+
+    def __init__(self, vm: Vm, port: int, size: int) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+        vm.ioeventfd(port, size, self._fd, pio=True)
+
+    def close(self) -> None:
+        """Close the descriptor; KVM lets go of the port by itself."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def attach_devices(
@@ -55,6 +75,7 @@ def attach_devices(
     cmos = Cmos()
     bus.add_pio_bytes("cmos", layout.CMOS_INDEX, cmos.reads, cmos.writes)
     add_absent(bus, ABSENT)
+    closers.append(_SilentPort(vm, layout.PCI_CONFIG, 4))
     return serial
 
 
@@ -63,5 +84,4 @@ def coalesced_ports(serial: Serial16550) -> list[tuple[int, int]]:
     return [
         *((port, 1) for port in serial.coalesced_ports),
         (layout.POST_CODE, 1),
-        (layout.PCI_CONFIG, 4),
     ]

@@ -39,6 +39,7 @@ def prepare_vm(system: System, vm: Vm) -> None:
     vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
     vm.set_tss_addr(layout.KVM_TSS)
     vm.create_irqchip()
+    vm.mask_pics()  # with hardware-reduced ACPI Linux takes them for absent, and never programs them
     vm.create_pit2()  # with port 0x61: Linux calibrates the TSC by it where kvm-clock is absent
 
 
