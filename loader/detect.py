@@ -151,7 +151,8 @@ def _x86(head: bytes) -> Identity | None:
 def _zboot(head: bytes) -> Identity | None:
     if not head.startswith(b"MZ") or head[4:8] != b"zimg":
         return None
-    kind = head[0x18:0x38].split(b"\0")[0].decode("ascii", "replace")
+    name = head[0x18:0x38].split(b"\0")[0].decode("ascii", "replace")
+    kind = name if name.isprintable() else ascii(name)
     machine = pe_machine(head)
     target = f" for {machine}" if machine else ""
     return Identity(

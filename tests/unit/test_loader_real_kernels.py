@@ -35,7 +35,7 @@ def kernels() -> list[Path]:
     files = [
         path for directory in directories() if directory.is_dir() for path in sorted(directory.iterdir())
     ]
-    return [path for path in files if path.is_file() and (path.name.startswith(("bzImage", "vmlinuz")))]
+    return [path for path in files if path.is_file() and path.name in ("bzImage", "vmlinuz")]
 
 
 def parameters() -> list[object]:
