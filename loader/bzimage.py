@@ -62,7 +62,8 @@ def load(
 ) -> KernelLoaderResult:
     """Load the protected-mode code of a bzImage to ``kernel_offset`` (absolute), else its code32_start.
 
-    Everything after the setup code is loaded, a signature included, by reads straight into guest memory.
+    Everything after the setup code is loaded, a signature included: mapped, or read
+    straight into guest memory.
     ``highmem_start`` is the lowest address allowed.  ``header`` spares reading it again.  Where to load so
     that the kernel also finds the room to unpack itself says :func:`place`.
 
@@ -75,7 +76,7 @@ def load(
     load = header.setup_header.code32_start if kernel_offset is None else kernel_offset
     _check_load_address(memory, file, header, load, highmem_start or 0)
     try:
-        file.read_into(memory.slice(load, header.code_size), header.setup_size)
+        file.load_into(memory, load, header.setup_size, header.code_size)
     except (FileChanged, FileUnreadable) as error:
         raise ReadBzImageCompressedKernel(error.message, error.hint) from None
     fields = setup_header.from_buffer_copy(header.setup_header)

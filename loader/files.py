@@ -1,7 +1,7 @@
 """Input files: opened once, checked to be something the loader can read at offsets, read without copies.
 
 Every read is bounded by the size the file had when it was opened; the kernel may return less than asked
-for (Linux preadv(2)), so reads loop.
+for (Linux preadv(2)), so reads loop.  Whole pages are not even read where guest memory can map them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
+    from loader.memory import Memory
+
+#: Below this, copying takes no longer than a mapping and the page faults it brings.
+MAP_MINIMUM = 256 << 10
+
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -34,15 +39,19 @@ _KINDS = {
 class ImageFile:
     """An open input file: ``path`` (for messages), ``fd``, ``size`` in bytes.  A context manager.
 
+    ``may_map`` says that its pages may stand in guest memory themselves (see :meth:`load_into`): true at
+    first; set it to False for a file that may be written or cut while the guest runs.
+
     Made by :func:`open_file`, or from a descriptor (a memfd, for instance), which it then owns.
     """
 
-    __slots__ = ("fd", "path", "size")
+    __slots__ = ("fd", "may_map", "path", "size")
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
         self.size = os.fstat(fd).st_size
+        self.may_map = True
 
     def __enter__(self) -> Self:
         return self
@@ -92,10 +101,41 @@ class ImageFile:
         except OSError as error:
             raise self._unreadable(offset + done, error) from None
         if done < len(view):
-            raise FileChanged(
-                f"{self.path}: ends at {offset + done:#x}, and had {self.size:#x} bytes when it was opened",
-                "do not write to the file while it is being loaded",
-            )
+            raise self._changed(offset + done)
+
+    def load_into(self, memory: Memory, address: int, offset: int, size: int) -> int:
+        """Put ``size`` bytes from ``offset`` at ``address``; returns how many were mapped and not copied.
+
+        Whole pages are mapped privately where ``may_map``, the memory offers ``map_file``, and file offset
+        and address agree within a page; the rest is read straight into memory.  Nothing beyond the bytes
+        asked for gets there.  FileUnreadable if the system refuses, FileChanged if the file ends before.
+        """
+        first, last = self._whole_pages(memory, address, offset, size)
+        if first < last and not memory.map_file(first, last - first, self.fd, offset + first - address):  # type: ignore[attr-defined]
+            first = last = address
+        for start, end in ((address, first), (last, address + size)):
+            if start < end:
+                self.read_into(memory.slice(start, end - start), offset + start - address)
+        return last - first
+
+    def _whole_pages(self, memory: Memory, address: int, offset: int, size: int) -> tuple[int, int]:
+        """The addresses from where and up to where pages can be mapped; equal if none can or should be."""
+        page = os.sysconf("SC_PAGESIZE")
+        first, last = -(-address // page) * page, (address + size) // page * page
+        if last - first < MAP_MINIMUM or (address - offset) % page or not self.may_map:
+            return address, address
+        if not hasattr(memory, "map_file"):
+            return address, address
+        now = os.fstat(self.fd).st_size
+        if now < offset + size:  # a page behind the end would be a SIGBUS
+            raise self._changed(now)
+        return first, last
+
+    def _changed(self, end: int) -> FileChanged:
+        return FileChanged(
+            f"{self.path}: ends at {end:#x}, and had {self.size:#x} bytes when it was opened",
+            "do not write to the file while it is being loaded",
+        )
 
     def _unreadable(self, offset: int, error: OSError) -> FileUnreadable:
         return FileUnreadable(

@@ -62,7 +62,7 @@ def _highest(start: int, end: int, size: int, taken: list[tuple[int, int]]) -> i
 
 
 def load(memory: Memory, source: ImageFile | bytes, address: int) -> int:
-    """Put an initrd at ``address``: a file by reads straight into guest memory, or bytes; returns its end.
+    """Put an initrd at ``address``: a file, mapped or read straight into guest memory, or bytes; returns its end.
 
     Raises InitrdOutsideRam, FileChanged and FileUnreadable.
     """
@@ -73,7 +73,7 @@ def load(memory: Memory, source: ImageFile | bytes, address: int) -> int:
     if isinstance(source, bytes):
         memory.write(address, source)
     else:
-        source.read_into(memory.slice(address, size), 0)
+        source.load_into(memory, address, 0, size)
     return address + size
 
 

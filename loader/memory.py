@@ -28,3 +28,13 @@ class Memory(Protocol):
 
     def slice(self, addr: int, size: int, /) -> memoryview:
         """A writable view of ``size`` bytes ('B' format), for ``os.preadv`` to fill without a copy."""
+
+
+class MappingMemory(Memory, Protocol):
+    """Memory that can also put pages of a file in place of its own, without a copy.
+
+    Optional: the loader asks for ``map_file`` by name, and reads where it is missing or declines.
+    """
+
+    def map_file(self, addr: int, size: int, fd: int, offset: int, /) -> bool:
+        """Put ``size`` bytes of file ``fd`` from ``offset`` at ``addr``, privately; False: nothing changed."""

@@ -8,7 +8,7 @@ Addresses are guest physical addresses; sizes are bytes; ends are exclusive.
 from __future__ import annotations
 
 import mmap
-from ctypes import addressof, c_char, memset
+from ctypes import CDLL, addressof, c_char, c_int, c_int64, c_size_t, c_void_p, memset
 from os import strerror
 
 from pyvmm.errors import GuestMemoryError, HostError
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 _MAP_NORESERVE = 0x4000  # asm-generic/mman.h; mmap.MAP_NORESERVE only from Python 3.13
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2  # linux/mman.h
+_MAP_FAILED = c_void_p(-1).value
 _ADDRESS_SPACE = 1 << 64
 
 
 class Region:
     """A contiguous range of guest RAM from ``start`` to ``end``, at ``host_address`` in this process.
 
-    ``view`` is all of it, writable.  Files may be mapped over pages of it (MAP_FIXED) at host_address.
+    ``view`` is all of it, writable.  Files may be mapped over pages of it (:meth:`GuestMemory.map_file`).
     """
 
     __slots__ = ("_mapping", "end", "host_address", "size", "start", "view")
@@ -173,6 +175,36 @@ class GuestMemory:
         """Set ``size`` bytes at ``address`` to ``byte``."""
         memset(self.host_address(address, size), byte, size)
 
+    def map_file(self, address: int, size: int, fd: int, offset: int) -> bool:
+        """Replace ``size`` bytes at ``address`` by those of file ``fd`` from ``offset``, without a copy.
+
+        The mapping is private: what the guest writes stays its own.  Whole pages only, by the host's page
+        size: False, and nothing has changed, where one of the three numbers is not aligned, or the file
+        cannot be mapped: then read it.  The file must reach to ``offset + size`` and must stay as it is until
+        the memory is closed: what is written to it later may show in the guest, and pages that are cut off
+        it are lost (SIGBUS here, EFAULT from KVM_RUN).  Map what nobody writes in place, as a file of a
+        cache that is only ever replaced by rename(2).
+
+        No page is touched (no MAP_POPULATE): a guest reads part of its image only, and each page populated
+        for reading would fault again on the first write.
+        """
+        target = self.host_address(address, size)
+        if size == 0 or (address | size | offset) % PAGE:
+            return False
+        libc = _libc()
+        both = mmap.PROT_READ | mmap.PROT_WRITE
+        # Elsewhere first: a file that cannot be mapped must not take the RAM away, as MAP_FIXED would.
+        where = libc.mmap(None, size, both, mmap.MAP_PRIVATE | _MAP_NORESERVE, fd, offset)
+        if where == _MAP_FAILED:
+            return False
+        if libc.mremap(where, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, target) != target:
+            libc.munmap(where, size)
+            raise HostError(
+                f"the host cannot map {size:#x} bytes of a file over guest address {address:#x}",
+                "free some of the host's memory, or raise vm.max_map_count",
+            )
+        return True
+
     def read_u16(self, address: int) -> int:
         """The little-endian 16-bit number at ``address``."""
         return int.from_bytes(self.slice(address, 2), "little")
@@ -258,3 +290,13 @@ def _check_ranges(ranges: list[tuple[int, int]]) -> None:
         if start < end:
             raise GuestMemoryError(f"{what} overlaps the one that ends at {end:#x}")
         end = start + size
+
+
+def _libc() -> CDLL:
+    """The C library with the prototypes of the calls that the mmap module does not offer."""
+    libc = CDLL(None)
+    libc.mmap.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, c_int64)
+    libc.mremap.argtypes = (c_void_p, c_size_t, c_size_t, c_int, c_void_p)
+    libc.munmap.argtypes = (c_void_p, c_size_t)
+    libc.mmap.restype = libc.mremap.restype = c_void_p
+    return libc
