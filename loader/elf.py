@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 _ZEROES = bytes(1 << 16)
 
+#: The characters of a command line that a kernel keeps, NUL excluded (COMMAND_LINE_SIZE of each architecture).
+CMDLINE_SIZES = {"x86_64": CMDLINE_SIZE_X86, "aarch64": 2047, "riscv64": 1023}
+
+#: The boundary a Linux kernel must start at, or it hangs.  arm64 before 5.8 starts 0x80000 after one of 2 MiB.
+_LINUX_ALIGNMENT = {"x86_64": KERNEL_ALIGNMENT, "aarch64": 1 << 16, "riscv64": KERNEL_ALIGNMENT}
+
 
 def load(
     memory: Memory,
@@ -52,7 +58,8 @@ def load(
     """Load the segments to their physical addresses plus ``kernel_offset``, and zero what follows each.
 
     ``kernel_offset`` is added here, where a bzImage's is absolute; with one, PVH is "ignored", since its
-    note holds the address the kernel was linked for.  ``highmem_start`` is the lowest address allowed, for
+    note holds the address the kernel was linked for, unless the PHYS32_RELOC note says that the kernel can be
+    entered where it then stands.  ``highmem_start`` is the lowest address allowed, for
     the entry point and for every segment, offset included.  ``image`` spares reading the headers again;
     ``memory_is_zero`` says that nothing needs to be zeroed.
 
@@ -72,15 +79,16 @@ def load(
     base = image.base + offset
     end = image.segments[-1].end + offset
     inside = any(segment.paddr <= image.entry < segment.end for segment in image.segments)
+    x86 = image.machine == "x86_64"
     return KernelLoaderResult(
         entry,
         end,
-        pvh_boot_cap=_pvh(image, kernel_offset),
+        pvh_boot_cap=_pvh(image, kernel_offset) if x86 else PVH_ENTRY_IGNORED,
         load_base=base,
         entry_64=entry if inside else None,
         reserved=((base, end - base),),
-        initrd_addr_max=INITRD_ADDR_MAX_64,
-        cmdline_size=CMDLINE_SIZE_X86,
+        initrd_addr_max=INITRD_ADDR_MAX_64 if x86 else U64_MAX,
+        cmdline_size=CMDLINE_SIZES.get(image.machine, CMDLINE_SIZE_X86),
         is_linux=image.is_linux,
     )
 
@@ -113,10 +121,11 @@ def _check_placement(memory: Memory, file: ImageFile, image: ElfImage, offset: i
                 f"give the machine at least {mebibytes(image.segments[-1].end + offset)} of memory",
             )
     base = image.base + offset
-    if image.is_linux and image.machine == "x86_64" and base % KERNEL_ALIGNMENT:
+    alignment = _LINUX_ALIGNMENT.get(image.machine, 1)
+    if image.is_linux and base % alignment:
         raise MisalignedKernel(
-            f"{file.path}: would start at {base:#x}, and off a {KERNEL_ALIGNMENT:#x} boundary Linux hangs",
-            f"use an offset that is a multiple of {KERNEL_ALIGNMENT:#x}",
+            f"{file.path}: would start at {base:#x}, and off a {alignment:#x} boundary Linux hangs",
+            f"use an offset that is a multiple of {alignment:#x}",
         )
 
 
@@ -126,7 +135,7 @@ def _load_segment(
     start = segment.paddr + offset
     if segment.file_size:
         try:
-            file.read_into(memory.slice(start, segment.file_size), segment.offset)
+            file.load_into(memory, start, segment.offset, segment.file_size)
         except (FileChanged, FileUnreadable) as error:
             raise ElfReadKernelImage(error.message, error.hint) from None
     if not memory_is_zero:
@@ -142,8 +151,18 @@ def _zero(memory: Memory, addr: int, size: int) -> None:
 
 
 def _pvh(image: ElfImage, kernel_offset: int | None) -> PvhBootCapability:
-    if kernel_offset is not None or not image.has_notes:
+    if not image.has_notes or (kernel_offset is not None and not _may_move(image, kernel_offset)):
         return PVH_ENTRY_IGNORED
     if image.notes.pvh_entry is None:
         return PVH_ENTRY_NOT_PRESENT
-    return pvh_entry_present(image.notes.pvh_entry)
+    return pvh_entry_present(image.notes.pvh_entry + (kernel_offset or 0))
+
+
+def _may_move(image: ElfImage, offset: int) -> bool:
+    """Whether the image, moved by ``offset``, still has its PVH entry: what its PHYS32_RELOC note says."""
+    limits = image.notes.pvh_reloc
+    if limits is None:
+        return False
+    alignment, lowest, highest = limits
+    start, last = image.base + offset, image.segments[-1].end + offset - 1
+    return start % alignment == 0 and lowest <= start and last <= highest

@@ -73,10 +73,11 @@ class ElfImage:
 
     ``machine`` as of ``uname -m``; ``entry``, the e_entry; ``segments`` in ascending order of physical
     address, those of no size left out; ``notes``, a NoteSummary, and ``has_notes``, whether there is a
-    PT_NOTE at all; ``is_linux``.
+    PT_NOTE at all; ``is_linux``; ``end``, the file offset where the section headers end, and so the ELF file
+    (Linux appends its relocation table there).
     """
 
-    __slots__ = ("entry", "has_notes", "is_linux", "machine", "notes", "segments")
+    __slots__ = ("end", "entry", "has_notes", "is_linux", "machine", "notes", "segments")
 
     def __init__(
         self,
@@ -86,7 +87,9 @@ class ElfImage:
         notes: NoteSummary,
         has_notes: bool,
         is_linux: bool,
+        end: int = 0,
     ) -> None:
+        self.end = end
         self.machine = machine
         self.entry = entry
         self.segments = segments
@@ -105,7 +108,7 @@ def read_image(file: ImageFile, machine: str = "x86_64") -> ElfImage:
 
     Raises subclasses of ElfError.
     """
-    name, entry, phoff, phnum = _read_header(file, machine)
+    name, entry, phoff, phnum, end = _read_header(file, machine)
     loads: list[Segment] = []
     note_segments: list[tuple[int, int]] = []
     interpreter = False
@@ -132,7 +135,7 @@ def read_image(file: ImageFile, machine: str = "x86_64") -> ElfImage:
             f"{file.path}: a program for userspace, not a kernel", "give a vmlinux or a bzImage"
         )
     is_linux = notes.linux or _linked_as_linux(loads[0], notes, interpreter)
-    return ElfImage(name, entry, loads, notes, bool(note_segments), is_linux)
+    return ElfImage(name, entry, loads, notes, bool(note_segments), is_linux, end)
 
 
 def _paddr(segment: Segment) -> int:
@@ -147,8 +150,8 @@ def _linked_as_linux(first: Segment, notes: NoteSummary, interpreter: bool) -> b
     return not interpreter and not notes.guest_os and first.vaddr - first.paddr == _START_KERNEL_MAP
 
 
-def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int]:
-    """The ELF header's machine name, e_entry, e_phoff and e_phnum, all checked."""
+def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int, int]:
+    """The ELF header's machine name, e_entry, e_phoff and e_phnum, all checked, and the section headers' end."""
     try:
         data = file.read(0, _EHDR.size)
     except FileUnreadable as error:
@@ -158,7 +161,9 @@ def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int]:
             f"{file.path}: ends at {file.size:#x}, inside the ELF header of {_EHDR.size} bytes",
             "was it copied completely?",
         )
-    ident, kind, number, _, entry, phoff, _, _, _, phentsize, phnum, *_ = _EHDR.unpack(data)
+    ident, kind, number, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = _EHDR.unpack(
+        data
+    )
     if ident[:4] != ELF_MAGIC:
         raise InvalidElfMagicNumber(
             f"{file.path}: starts with {ident[:4].hex(' ')}, not 7f 45 4c 46", "give an ELF file"
@@ -187,7 +192,7 @@ def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int]:
         raise InvalidProgramHeaderSize(f"{file.path}: e_phentsize {phentsize} at 0x36, not {_PHDR.size}")
     if phoff < _EHDR.size:
         raise InvalidProgramHeaderOffset(f"{file.path}: e_phoff {phoff:#x} at 0x20, inside the ELF header")
-    return machine, entry, phoff, phnum
+    return machine, entry, phoff, phnum, shoff + shentsize * shnum
 
 
 def _other_kernel(machine: str) -> str:

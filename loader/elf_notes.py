@@ -11,10 +11,12 @@ import struct
 
 from loader.enums import (
     FILE_OFFSET_MAX,
+    KERNEL_ALIGNMENT,
     NT_GNU_ABI_TAG,
     U32_MAX,
     XEN_ELFNOTE_GUEST_OS,
     XEN_ELFNOTE_PHYS32_ENTRY,
+    XEN_ELFNOTE_PHYS32_RELOC,
 )
 from loader.errors import (
     ElfOverflow,
@@ -52,15 +54,18 @@ class NoteSummary:
     """What the notes of a kernel say.
 
     - ``pvh_entry``: the 32-bit physical entry point of the PVH boot protocol, or None
+    - ``pvh_reloc``: (alignment, lowest, highest byte) of the physical addresses it may be loaded to and still be
+      entered there, offset and all; None without the PHYS32_RELOC note, when it must stay where it is linked for
     - ``guest_os``: what the Xen GUEST_OS note names, "" without one
     - ``linux``: a note of the Linux kernel's own, or GUEST_OS is "linux"
     - ``user_program``: a note of the C library, which marks a program for userspace
     """
 
-    __slots__ = ("guest_os", "linux", "pvh_entry", "user_program")
+    __slots__ = ("guest_os", "linux", "pvh_entry", "pvh_reloc", "user_program")
 
     def __init__(self) -> None:
         self.pvh_entry: int | None = None
+        self.pvh_reloc: tuple[int, int, int] | None = None
         self.guest_os = ""
         self.linux = False
         self.user_program = False
@@ -91,6 +96,8 @@ def _take(summary: NoteSummary, note: Note, file: ImageFile) -> None:
             )
         if summary.pvh_entry is None:
             summary.pvh_entry = int.from_bytes(note.desc[:4], "little")
+    elif note.name == b"Xen" and note.type == XEN_ELFNOTE_PHYS32_RELOC:
+        summary.pvh_reloc = _relocation_limits(note, file)
     elif note.name == b"Xen" and note.type == XEN_ELFNOTE_GUEST_OS:
         summary.guest_os = note.desc.rstrip(b"\0").decode("ascii", "replace")
         summary.linux |= summary.guest_os == "linux"
@@ -98,6 +105,17 @@ def _take(summary: NoteSummary, note: Note, file: ImageFile) -> None:
         summary.linux = True
     elif note.name == b"GNU" and note.type == NT_GNU_ABI_TAG:
         summary.user_program = True
+
+
+def _relocation_limits(note: Note, file: ImageFile) -> tuple[int, int, int]:
+    """Up to three numbers of 4 bytes, defaults for those left out (elfnote.h): alignment, lowest, highest."""
+    given = struct.unpack(f"<{min(len(note.desc) // 4, 3)}I", note.desc[: len(note.desc) // 4 * 4][:12])
+    alignment, lowest, highest = given + (KERNEL_ALIGNMENT, 0, U32_MAX)[len(given) :]
+    if alignment == 0 or alignment & (alignment - 1):
+        raise InvalidPvhNote(
+            f"{file.path}: the PHYS32_RELOC note at {note.offset:#x} asks for an alignment of {alignment:#x}"
+        )
+    return alignment, lowest, highest
 
 
 def notes(file: ImageFile, offset: int, size: int) -> Iterator[Note]:
