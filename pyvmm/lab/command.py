@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import socket
 import threading
 import time
 
@@ -113,28 +112,29 @@ class Run:
     @contextlib.contextmanager
     def _catching_signals(self) -> Iterator[int]:
         """Note signals instead of dying of them; gives a descriptor that is readable when one came."""
-        read_end, write_end = socket.socketpair()
-        write_end.setblocking(False)
-        read_end.setblocking(False)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         caught: list[int] = list(FORWARDED) if self._command.forward_signals else []
         if self._tty and threading.current_thread() is threading.main_thread():
             caught.append(signal.SIGWINCH)
         before: dict[int, Any] = {}
+        descriptor_before = -1
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._signals.append(number)
-            with contextlib.suppress(OSError):
-                write_end.send(b"!")
 
         try:
+            if caught:  # written to by whichever thread the signal comes to; ours may sleep
+                descriptor_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
             for number in caught:
                 before[number] = signal.signal(number, note)
-            yield read_end.fileno()
+            yield read_end
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            read_end.close()
-            write_end.close()
+            if caught:
+                signal.set_wakeup_fd(descriptor_before)
+            os.close(read_end)
+            os.close(write_end)
 
     def _wait(self, wakeup: int) -> None:
         """Sleep until something can be done, and do what is not about received frames."""

@@ -107,10 +107,12 @@ def test_another_python_gets_no_bytecode() -> None:
     assert not any(path.endswith(".pyc") for path in paths(transfer))
 
 
-def test_old_bytecode_on_this_host_is_not_used(tmp_path: Path) -> None:
+def test_old_bytecode_on_this_host_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     source = tmp_path / "module.py"
     source.write_text("value = 1\n")
     first = carry._bytecode(str(source))
+    assert os.path.exists(importlib.util.cache_from_source(str(source))), "nothing there to be used again"
     source.write_text("value = 22\n")
     assert carry._bytecode(str(source)) != first
     assert b"value" in first
