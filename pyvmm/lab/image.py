@@ -156,15 +156,20 @@ def build(architecture: str, folder: str, report: Callable[[str], None]) -> Base
     ``report`` is told what is being done.
     :raises HostError: something is missing or could not be fetched
     """
-    packages.require_tools()
     made_of = platform(architecture)
-    report("choosing packages")
-    kernel = modules.kernel_packages(made_of)
-    wanted = packages.candidates([*kernel, *packages.dependencies(made_of.packages, UNWANTED)])
     store = os.path.join(folder, "packages")
     os.makedirs(store, exist_ok=True)
-    report(f"fetching {len(wanted)} Debian packages")
-    debs = packages.fetch(wanted, store)
+    kernel: list[str] = []
+    wanted: list[packages.Package] = []
+
+    def fetch() -> list[str]:
+        report("choosing packages")
+        kernel[:] = modules.kernel_packages(made_of)
+        wanted[:] = packages.candidates([*kernel, *packages.dependencies(made_of.packages, UNWANTED)])
+        report(f"fetching {len(wanted)} Debian packages")
+        return packages.fetch(wanted, store)
+
+    debs = packages.with_fresh_lists(fetch, report)
     with cache.workspace(folder) as work:
         report("unpacking")
         root, result = os.path.join(work, "root"), os.path.join(work, "base")

@@ -58,17 +58,11 @@ def fetch(name: str) -> str:
     found = find(name)
     if found is not None:
         return found
-    packages.require_tools()
     with cache.lock("kernels") as folder:
         found = find(name)
         if found is not None:
             return found
-        package = _newest(name)
-        instead = _name_of(package)
-        if instead != name:
-            print(f"this release has no {name}; using its own {package}", file=sys.stderr)
-        if find(instead) is None:
-            _unpack(package, instead, folder)
+        instead = packages.with_fresh_lists(lambda: _have_newest(name, folder), _say)
         if instead != name:
             link = os.path.join(folder, name)
             if os.path.islink(link):
@@ -77,6 +71,21 @@ def fetch(name: str) -> str:
                 shutil.rmtree(link)
             os.symlink(instead, link)
     return os.path.join(folder, name, IMAGE)
+
+
+def _say(text: str) -> None:
+    print(f"fetch-kernels: {text}", file=sys.stderr)
+
+
+def _have_newest(name: str, folder: str) -> str:
+    """Have the newest kernel for ``name`` in ``folder``; returns what it is called there."""
+    package = _newest(name)
+    instead = _name_of(package)
+    if instead != name:
+        _say(f"this release has no {name}; using its own {package}")
+    if find(instead) is None:
+        _unpack(package, instead, folder)
+    return instead
 
 
 def _newest(name: str) -> str:

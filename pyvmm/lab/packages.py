@@ -17,10 +17,13 @@ from pyvmm.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-    from typing import IO
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from typing import IO, TypeVar
+
+    Result = TypeVar("Result")
 
 LISTS = "/var/lib/apt/lists"
+LISTS_NAME = "apt package lists"
 UPDATE_HINT = "run `apt-get update` as root, then try again"
 INSTALL_HINT = "this needs a Debian or Ubuntu host with apt; elsewhere use a Debian container or machine"
 
@@ -45,14 +48,30 @@ def tools() -> list[tuple[str, bool, str]]:
         (tool, shutil.which(tool) is not None, INSTALL_HINT) for tool in ("apt-get", "apt-cache", "dpkg-deb")
     ]
     lists = bool(glob.glob(f"{LISTS}/*Packages*"))
-    return [*found, ("apt package lists", lists, "run `apt-get update` as root")]
+    return [*found, (LISTS_NAME, lists, "run `apt-get update` as root")]
 
 
-def require_tools() -> None:
-    """Raise HostError for the first thing of :func:`tools` that is missing."""
-    for name, present, hint in tools():
-        if not present:
-            raise HostError(f"{name} not found on this host", hint)
+def with_fresh_lists(action: Callable[[], Result], report: Callable[[str], None]) -> Result:
+    """Do ``action``, which uses apt; where it fails, as root, once more after ``apt-get update``.
+
+    Lists of a few days ago name packages that have been superseded and are gone.
+
+    :raises HostError: a tool is missing, or ``action`` failed
+    """
+    missing = [(name, hint) for name, present, hint in tools() if not present]
+    if missing and missing[0][0] != LISTS_NAME:
+        raise HostError(f"{missing[0][0]} not found on this host", missing[0][1])
+    try:
+        if missing:
+            raise HostError("apt has no package lists", UPDATE_HINT)
+        return action()
+    except HostError:
+        if os.geteuid() != 0:
+            raise
+        report("reading apt's package lists")
+        if _apt("apt-get", "update").returncode:
+            raise
+    return action()
 
 
 def _apt(program: str, *arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:

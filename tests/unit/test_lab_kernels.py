@@ -30,7 +30,8 @@ NAMES = [
 def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A cache of its own and an apt that has everything; gives the packages that were fetched."""
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
-    monkeypatch.setattr(packages, "require_tools", lambda: None)
+    monkeypatch.setattr(packages, "tools", list)
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(
         packages,
         "search",

@@ -60,7 +60,9 @@ class Apt:
         if "download" in arguments and cwd is not None and self.deb:
             Path(cwd, "app_1%3a2.0-1_amd64.deb").write_bytes(self.deb)
         verb = next(
-            argument for argument in arguments if argument in ("depends", "show", "download", "pkgnames")
+            argument
+            for argument in arguments
+            if argument in ("depends", "show", "download", "pkgnames", "update")
         )
         code, out, err = self.answers.get(verb, (0, "", ""))
         return subprocess.CompletedProcess([program], code, out, err)
@@ -120,8 +122,45 @@ def test_a_failed_download_gives_apts_reason(tmp_path: Path, monkeypatch: pytest
 def test_a_host_without_apt_gets_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match="apt-get not found") as caught:
-        packages.require_tools()
+        packages.with_fresh_lists(lambda: "", print)
     assert "Debian" in caught.value.hint
+
+
+@pytest.mark.parametrize(("root", "lists"), [(True, True), (True, False), (False, True), (False, False)])
+def test_old_lists_are_read_again_by_root_only(
+    root: bool, lists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = Apt({})
+    monkeypatch.setattr(packages, "_apt", apt)
+    monkeypatch.setattr(packages, "tools", lambda: [(packages.LISTS_NAME, lists, "hint")])
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 0 if root else 1000)
+
+    def action() -> str:
+        if ("apt-get", "update") not in apt.asked:
+            raise HostError("404 Not Found", packages.UPDATE_HINT)
+        return "fetched"
+
+    if root:
+        assert packages.with_fresh_lists(action, print) == "fetched"
+    else:
+        with pytest.raises(HostError) as caught:
+            packages.with_fresh_lists(action, print)
+        assert "apt-get update" in caught.value.hint
+        assert apt.asked == []
+
+
+def test_what_fresh_lists_do_not_mend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    apt = Apt({})
+    monkeypatch.setattr(packages, "_apt", apt)
+    monkeypatch.setattr(packages, "tools", list)
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
+
+    def action() -> str:
+        raise HostError("no such package")
+
+    with pytest.raises(HostError, match="no such package"):
+        packages.with_fresh_lists(action, print)
+    assert apt.asked == [("apt-get", "update")]
 
 
 def test_a_file_that_is_no_package_is_an_error(tmp_path: Path) -> None:
