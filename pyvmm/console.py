@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes kept for the result file and for error messages.
 TAIL_BYTES = 16 * 1024
+#: Characters of one line of the guest's that are quoted in a message of ours.
+LINE_CHARACTERS = 200
 #: Bytes waiting for the host's reader beyond which the guest has to wait.
 FULL_BYTES = 1024 * 1024
 
@@ -45,14 +47,19 @@ class Watch:
 
 
 class Output:
-    """One place the console goes to: a file descriptor and what it has not taken yet."""
+    """One place the console goes to: a file descriptor and what it has not taken yet.
 
-    __slots__ = ("fd", "name", "pending")
+    One whose reader went away, or whose disk is full, is ``dead``: it gets nothing more, and ``lost`` counts the bytes.
+    """
+
+    __slots__ = ("dead", "fd", "lost", "name", "pending")
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
         self.name = name
         self.pending = bytearray()
+        self.dead = False
+        self.lost = 0
 
 
 class Console:
@@ -105,7 +112,10 @@ class Console:
         self.total += count
         self.last_output = time.monotonic()
         for output in self.outputs:
-            output.pending += data
+            if output.dead:
+                output.lost += count
+            else:
+                output.pending += data
         self._tail += data
         if len(self._tail) > 2 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]
@@ -133,45 +143,43 @@ class Console:
         start = self._tail.rfind(b"\n", 0, at) + 1
         end = self._tail.find(b"\n", at)
         line = self._tail[start:] if end < 0 else self._tail[start:end]
-        return line.decode("utf-8", "replace").strip()
+        return line.decode("utf-8", "replace").strip()[:LINE_CHARACTERS]
 
     def flush(self) -> None:
         """Write as much of what is queued as the outputs take without blocking.
 
-        Raises :class:`pyvmm.terminal.OutputClosed` when a reader went away, HostError when a disk is full.
+        Raises :class:`pyvmm.terminal.OutputClosed` when a reader went away, HostError when a disk is full, each
+        once, and after the other outputs have been served.
         """
+        failure: HostError | None = None
         for output in self.outputs:
-            if output.pending:
-                try:
-                    output.pending = bytearray(write_some(output.fd, output.pending))
-                except OutputClosed:
-                    raise
-                except OSError as error:
-                    raise HostError(
-                        f"cannot write the console to {output.name}: {error.strerror}",
-                        "free some space, or choose another place",
-                    ) from None
+            if not output.pending:
+                continue
+            try:
+                output.pending = bytearray(write_some(output.fd, output.pending))
+            except OutputClosed as error:
+                failure = error
+            except OSError as error:
+                failure = HostError(
+                    f"cannot write the console to {output.name}: {error.strerror}",
+                    "free some space, or choose another place",
+                )
+            else:
+                continue
+            output.dead = True
+            output.lost += len(output.pending)
+            output.pending.clear()
         self.full = len(self._fresh) > FULL_BYTES or any(len(o.pending) > FULL_BYTES for o in self.outputs)
+        if failure is not None:
+            raise failure
 
     def blocked(self) -> list[int]:
         """The file descriptors of the outputs that still have bytes to take."""
         return [output.fd for output in self.outputs if output.pending]
 
-    def finish(self, seconds: float = 5.0) -> list[Watch]:
-        """Collect the rest and write it out, waiting at most ``seconds`` for a reader that does not read.
-
-        Returns the watches seen in the rest.  A reader that went away is not an error any more.
-        """
-        found = self.collect()
-        deadline = time.monotonic() + seconds
-        while self.blocked() and time.monotonic() < deadline:
-            try:
-                self.flush()
-            except (OutputClosed, HostError):
-                break
-            if self.blocked():
-                time.sleep(0.01)
-        return found
+    def lost(self) -> dict[str, int]:
+        """How many bytes each output did not take, after the end; empty if all took everything."""
+        return {o.name: o.lost + len(o.pending) for o in self.outputs if o.lost or o.pending}
 
     def tail(self) -> str:
         """The last :data:`TAIL_BYTES` bytes of the console as text, undecodable bytes replaced."""

@@ -10,6 +10,7 @@ import os
 import sys
 
 from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _own_errors() -> tuple[type[Exception], ...]:
 def say(*lines: str) -> None:
     """Print lines on standard error; where that went away too, there is nobody left to tell."""
     try:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
     except (OSError, AttributeError):  # AttributeError: started with standard error closed
         pass

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``pyvmm boot`` with these arguments; returns the exit code."""
     options = parser().parse_args(list(arguments))
     spec = _spec(options)
-    _check_result(options.result)
+    _check_outputs(options)
     if options.lab:
         return _in_the_lab(options, list(arguments))
     from pyvmm.machine.build import build
@@ -152,16 +152,30 @@ def _report(machine: Machine, result: str | None) -> int:
         absent = machine.absent()
         if absent and code == 121:
             words += f", and the console never showed {', '.join(map(repr, absent))}"
+        for name, count in machine.console.lost().items():
+            words += f"; {count} bytes of console were not taken by {name}"
         say(f"pyvmm: {words}", *(f"  {line}" if line else "" for line in end.report))
     if result is not None:
         _write_result(result, machine.result())
     return code
 
 
-def _check_result(path: str | None) -> None:
-    """Find out now, not after the run, that the result file cannot be written."""
-    if path is None:
-        return
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Find out now, not after the run, that an output cannot be written, or would be written over something."""
+    if options.result is not None:
+        _check_result(options.result)
+    taken: dict[tuple[int, int], str] = {}
+    for path in (options.kernel, options.initrd, options.console_log, options.result):
+        if path is None or not os.path.isfile(path):
+            continue
+        status = os.stat(path)
+        key = (status.st_dev, status.st_ino)
+        if key in taken and path in (options.console_log, options.result):
+            raise UsageError(f"{path} would be written over {taken[key]}", "choose another place")
+        taken[key] = path
+
+
+def _check_result(path: str) -> None:
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise UsageError(f"--result {path}: is a directory", "name a file")
@@ -172,24 +186,42 @@ def _check_result(path: str | None) -> None:
 
 
 def _write_result(path: str, result: dict[str, object]) -> None:
-    """Write ``result`` as JSON, whole or not at all."""
+    """Write ``result`` as JSON: a file whole or not at all, anything else (a link, a pipe, a device) in place."""
     import json
+    import stat
 
-    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a pipe: no renaming over those
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-        return
-    temporary = f"{path}.{os.getpid()}.tmp"
+    data = (json.dumps(result, indent=2) + "\n").encode()
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-        os.replace(temporary, path)
+        try:
+            in_place = not stat.S_ISREG(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            in_place = False
+        if in_place:
+            _write(path, os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, data)
+            return
+        temporary = f"{path}.{os.urandom(6).hex()}.tmp"
+        try:
+            _write(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, data)
+            os.replace(temporary, path)
+        except OSError:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            raise
     except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         raise UsageError(
             f"cannot write the result file {path}: {error.strerror}", "choose a writable place"
         ) from None
+
+
+def _write(path: str, flags: int, data: bytes) -> None:
+    """All of ``data`` to ``path``."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
+    try:
+        os.set_blocking(fd, True)  # O_NONBLOCK is for opening a pipe that nobody reads
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
 
 
 def _error_result(path: str | None, error: Exception) -> None:
@@ -211,6 +243,7 @@ def _error_result(path: str | None, error: Exception) -> None:
             "exits": {"total": 0, "by_device": {}, "by_port": {}, "unhandled": {}, "coalesced_writes": 0},
             "memory": {"resident_kib": None, "guest_kib": None},
             "console_bytes": 0,
+            "console_lost": {},
             "console_tail": "",
             "report": [],
         },

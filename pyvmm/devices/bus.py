@@ -34,11 +34,11 @@ UNHANDLED = "unhandled"
 UNHANDLED_KEPT = 256
 
 PORTS = 0x1_0000
-_ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
+_ALL_ONES = tuple((1 << 8 * size) - 1 for size in range(9))
 
 
 def all_ones(size: int) -> int:
-    """What a read of ``size`` bytes (1, 2, 4 or 8) gives where there is no device."""
+    """What a read of ``size`` bytes (1 to 8) gives where there is no device."""
     return _ALL_ONES[size]
 
 
@@ -111,8 +111,8 @@ class Bus:
         self._starts: list[int] = []
         self._unknown_mmio: dict[tuple[str, int], Slot] = {}
         self._room = UNHANDLED_KEPT
-        self._elsewhere_in = InSlot(UNHANDLED, all_ones)
-        self._elsewhere_out = OutSlot(UNHANDLED, ignore)
+        self._elsewhere_in = Slot(UNHANDLED)
+        self._elsewhere_out = Slot(UNHANDLED)
         self._elsewhere_mmio = Slot(UNHANDLED)
 
     # -- ports ------------------------------------------------------------------------------------------
@@ -182,19 +182,24 @@ class Bus:
         return access
 
     def unknown_in(self, port: int) -> InSlot:
-        """The slot for reads of a port that nobody registered; the next look-up finds it by itself."""
+        """The slot for reads of a port that nobody registered; the next look-up finds it by itself, unless too
+        many are remembered already."""
+        slot = InSlot(UNHANDLED, self._split_in(port, _all_ones_byte))
         if self._room <= 0:
-            return self._elsewhere_in
+            self._elsewhere_in.count += 1
+            return slot
         self._room -= 1
-        slot = self.pio_in[port] = InSlot(UNHANDLED, self._split_in(port, _all_ones_byte))
+        self.pio_in[port] = slot
         return slot
 
     def unknown_out(self, port: int) -> OutSlot:
         """The slot for writes to a port that nobody registered; the next look-up finds it by itself."""
+        slot = OutSlot(UNHANDLED, self._split_out(port, _ignore_byte))
         if self._room <= 0:
-            return self._elsewhere_out
+            self._elsewhere_out.count += 1
+            return slot
         self._room -= 1
-        slot = self.pio_out[port] = OutSlot(UNHANDLED, self._split_out(port, _ignore_byte))
+        self.pio_out[port] = slot
         return slot
 
     @staticmethod
@@ -230,7 +235,10 @@ class Bus:
         self._starts.insert(at, base)
 
     def mmio_read(self, address: int, size: int) -> int:
-        """A read of ``size`` bytes (1, 2, 4 or 8); all ones unless one device holds all of it."""
+        """A read of ``size`` bytes (1 to 8: KVM cuts an access at a page's end).
+
+        All ones unless one device holds all of it.
+        """
         at = bisect_right(self._starts, address)
         if at:
             device = self._ranges[at - 1]
@@ -241,7 +249,7 @@ class Bus:
         return all_ones(size)
 
     def mmio_write(self, address: int, value: int, size: int) -> None:
-        """A write of ``size`` bytes (1, 2, 4 or 8); lost unless one device holds all of it."""
+        """A write of ``size`` bytes (1 to 8); lost unless one device holds all of it."""
         at = bisect_right(self._starts, address)
         if at:
             device = self._ranges[at - 1]

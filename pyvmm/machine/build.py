@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from pyvmm import arch as architectures
@@ -13,7 +14,7 @@ from pyvmm.machine.machine import Machine
 from pyvmm.machine.outcome import End, Outcome
 from pyvmm.machine.runner import Coalescer, GuestEnded, VcpuRunner
 from pyvmm.memory import GuestMemory
-from pyvmm.terminal import Terminal, nonblocking
+from pyvmm.terminal import nonblocking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def build(spec: MachineSpec) -> Machine:
         coalescer = _coalescer(system, vm, vcpus[0], bus, serial, arch) if spec.coalesce else None
         ends: list[End] = []
         runners = [VcpuRunner(vcpu, bus, console, ends, coalescer, arch.is_halted) for vcpu in vcpus]
-        terminal = _keep(closers, Terminal()) if spec.interactive else None
         return Machine(
             spec=spec, arch=arch, vm=vm, memory=memory, runners=runners, bus=bus, serial=serial,
-            console=console, coalescer=coalescer, ends=ends, terminal=terminal, closers=closers,
+            console=console, coalescer=coalescer, ends=ends, closers=closers,
         )  # fmt: skip
     except BaseException:
         while closers:
@@ -117,8 +117,14 @@ def _outputs(spec: MachineSpec, closers: list[object]) -> list[tuple[int, str]]:
     outputs = [(output, "standard output")]
     if spec.console_log is not None:
         try:
-            fd = os.open(spec.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            # O_NONBLOCK: a FIFO that nobody reads is refused, and one whose reader is slow does not hold us up.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            fd = os.open(spec.console_log, flags, 0o666)
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise UsageError(
+                    f"nobody reads the pipe {spec.console_log}", "start its reader before pyvmm"
+                ) from None
             raise UsageError(
                 f"cannot write the console log {spec.console_log}: {error.strerror}",
                 "choose a writable place",
@@ -131,8 +137,8 @@ def _outputs(spec: MachineSpec, closers: list[object]) -> list[tuple[int, str]]:
 def _watches(spec: MachineSpec) -> list[Watch]:
     """What to look for on the console; an expected text counts before the panic it may be part of."""
     return [
-        *(Watch("expect", text.encode()) for text in spec.expect),
-        *(Watch("require", text.encode()) for text in spec.require),
+        *(Watch("expect", os.fsencode(text)) for text in spec.expect),
+        *(Watch("require", os.fsencode(text)) for text in spec.require),
         Watch("panic", PANIC_START),
         Watch("panic", PANIC_END),
     ]

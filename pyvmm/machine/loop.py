@@ -19,7 +19,8 @@ from pyvmm.errors import HostError, PyvmmError
 from pyvmm.kvm import KICK_SIGNAL
 from pyvmm.machine.outcome import End, Outcome
 from pyvmm.machine.runner import GuestEnded
-from pyvmm.terminal import OutputClosed
+from pyvmm.terminal import Terminal
+from pyvmm.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ GATHER = 0.002
 #: Bytes of host input the UART may have waiting before the loop stops reading more.
 INPUT_WAITING = 4096
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
+#: Seconds a reader has, when we end the run, to take what the guest has printed so far.
+FINISH_SECONDS = 5.0
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT)
 
 
 class Signals:
-    """SIGINT, SIGTERM, SIGHUP and SIGCONT as something poll(2) can wait for; restores the former handlers.
+    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGCONT as something poll(2) can wait for; restores the former handlers.
 
     Outside the main thread Python allows no signal handlers: then this does nothing.
     """
@@ -92,7 +96,9 @@ class EventLoop:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._console = machine.console
-        self._input_open = machine.terminal is not None and machine.terminal.input_fd is not None
+        self._terminal: Terminal | None = None
+        self._input_open = False
+        self._input_dropped = False
         self._halt_silence = HALT_SILENCE
         self._asked = False  # the vCPUs were asked, and have not all answered
         self._panicked = 0.0  # when the panic was seen
@@ -103,30 +109,63 @@ class EventLoop:
         self._deadline = float("inf")
 
     def run(self, timeout: float | None) -> End:
-        """Serve until the first End; returns it.  ``timeout`` in seconds from now."""
-        console, ends = self._console, self._machine.ends
+        """Serve until the first End; returns it.  ``timeout`` in seconds from now.
+
+        The user's terminal is in raw mode meanwhile, and no longer: what is said afterwards is said on a normal one.
+        """
+        ends = self._machine.ends
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
         with Signals() as signals:
+            terminal = self._terminal = Terminal() if self._machine.spec.interactive else None
+            self._input_open = terminal is not None and terminal.input_fd is not None
             try:
-                while not ends:
-                    self._once(signals)
-            except OutputClosed as error:
-                ends.append(End(Outcome.ERROR, detail=str(error)))
-            except PyvmmError as error:
-                ends.append(
-                    End(
-                        Outcome.ERROR,
-                        detail=f"{error.message}; {error.hint}" if error.hint else error.message,
-                    )
-                )
-            except GuestEnded as ended:
-                ends.append(ended.end)
-            self._stop_vcpus()
-            found = console.finish()
-        if any(watch.text is PANIC_START for watch in found):
-            self._panicked = time.monotonic()
+                self._serve(signals)
+                self._stop_vcpus()
+            finally:
+                if terminal is not None:
+                    terminal.close()
+            self._finish(signals)
         return self._final(ends[0])
+
+    def _serve(self, signals: Signals) -> None:
+        """Until there is an End, from whomever."""
+        ends = self._machine.ends
+        try:
+            while not ends:
+                self._once(signals)
+        except PyvmmError as error:
+            detail = f"{error.message}; {error.hint}" if error.hint else error.message
+            ends.append(End(Outcome.ERROR, detail=detail))
+        except GuestEnded as ended:
+            ends.append(ended.end)
+
+    def _finish(self, signals: Signals) -> None:
+        """Write out the rest of the console.
+
+        What a guest printed before it ended is waited for until the reader has taken it, the time is up, or a signal
+        says not to; where we ended the run, for a few seconds.
+        """
+        console = self._console
+        if any(watch.text is PANIC_START for watch in console.collect()):
+            self._panicked = time.monotonic()
+        patient = self._machine.ends[0].outcome in (Outcome.SHUTDOWN, Outcome.RESET, Outcome.EXIT)
+        limit = self._deadline if patient else time.monotonic() + FINISH_SECONDS
+        while blocked := console.blocked():
+            poll = select.poll()
+            poll.register(signals.fd, select.POLLIN)
+            for fd in blocked:
+                poll.register(fd, select.POLLOUT)
+            left = limit - time.monotonic()
+            if left <= 0:
+                return
+            poll.poll(min(left, 3600.0) * 1000)
+            if any(number != signal.SIGCONT for number in signals.take()):
+                return
+            try:
+                console.flush()
+            except PyvmmError:
+                pass  # counted as lost
 
     def _once(self, signals: Signals) -> None:
         console = self._console
@@ -135,9 +174,11 @@ class EventLoop:
         poll.register(signals.fd, select.POLLIN)
         for fd in console.blocked():
             poll.register(fd, select.POLLOUT)
-        terminal = self._machine.terminal
+        terminal = self._terminal
         input_fd = terminal.input_fd if terminal is not None and self._input_open else None
-        if input_fd is not None and self._machine.serial.pending < INPUT_WAITING:
+        # A person's keys are always read: Ctrl-A x among them must be heard.  A pipe can wait.
+        typed = terminal is not None and terminal.interactive
+        if input_fd is not None and (typed or self._machine.serial.pending < INPUT_WAITING):
             poll.register(input_fd, select.POLLIN)
         now = time.monotonic()
         events = poll.poll(max(0.0, self._sleep(now)) * 1000)
@@ -185,11 +226,11 @@ class EventLoop:
             if number != signal.SIGCONT:
                 detail = f"stopped by {signal.Signals(number).name}"
                 self._machine.ends.append(End(Outcome.INTERRUPTED, status=number, detail=detail))
-            elif self._machine.terminal is not None:
-                self._machine.terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
+            elif self._terminal is not None:
+                self._terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
 
     def _read_input(self, fd: int) -> None:
-        terminal = self._machine.terminal
+        terminal = self._terminal
         assert terminal is not None
         try:
             data = os.read(fd, INPUT_WAITING)
@@ -207,7 +248,11 @@ class EventLoop:
                 raise HostError("the terminal was closed", "run pyvmm in a terminal that stays")
             return
         data, commands = terminal.decode(data)
-        if data:
+        if data and terminal.interactive and self._machine.serial.pending > INPUT_WAITING:
+            if not self._input_dropped:
+                self._say("the guest does not read its input: what is typed now is lost")
+            self._input_dropped = True
+        elif data:
             self._machine.serial.receive(data)
         for command in commands:
             if command == "leave":
@@ -222,7 +267,7 @@ class EventLoop:
     def _say(self, text: str) -> None:
         """A line of our own, between the guest's."""
         try:
-            sys.stderr.write(f"\npyvmm: {text}\n")
+            sys.stderr.write(f"\npyvmm: {printable(text)}\n")
             sys.stderr.flush()
         except (OSError, AttributeError):
             pass

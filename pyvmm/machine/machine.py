@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 from pyvmm.console import Console
 from pyvmm.kvm import install_kick_handler
 from pyvmm.machine.loop import EventLoop
-from pyvmm.machine.outcome import End, Outcome, exit_code
+from pyvmm.machine.outcome import EXIT_ERROR, End, Outcome, exit_code
 from pyvmm.machine.timing import process_start
 
 TYPE_CHECKING = False
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pyvmm.machine.runner import Coalescer, VcpuRunner
     from pyvmm.machine.spec import MachineSpec
     from pyvmm.memory import GuestMemory
-    from pyvmm.terminal import Terminal
 
 
 class Machine:
@@ -43,7 +43,6 @@ class Machine:
         console: Console,
         coalescer: Coalescer | None,
         ends: list[End],
-        terminal: Terminal | None,
         closers: list[object],
     ) -> None:
         self.spec = spec
@@ -56,7 +55,6 @@ class Machine:
         self.console = console
         self.coalescer = coalescer
         self.ends = ends
-        self.terminal = terminal
         self.end: End | None = None
         self.first_run_s: float | None = None
         self.elapsed_s = 0.0
@@ -86,9 +84,12 @@ class Machine:
         """Why the vCPU that ended the run could not go on, in lines for a person."""
         for runner in self.runners:
             if runner.last_exit is not None and not runner.running:
-                lines: list[str] = self.arch.post_mortem(
-                    runner.last_exit, runner.vcpu, self.memory, self.spec.kernel
-                )
+                try:
+                    lines: list[str] = self.arch.post_mortem(
+                        runner.last_exit, runner.vcpu, self.memory, self.spec.kernel
+                    )
+                except Exception as error:  # a diagnosis must not take the outcome's place
+                    lines = [f"the post-mortem failed: {type(error).__name__}: {error}"]
                 return lines
         return []
 
@@ -124,7 +125,7 @@ class Machine:
     def absent(self) -> list[str]:
         """The texts that were to appear on the console and did not."""
         return [
-            watch.text.decode()
+            os.fsdecode(watch.text)
             for watch in self.console.watches
             if watch.name in ("expect", "require") and not watch.seen
         ]
@@ -132,7 +133,8 @@ class Machine:
     def exit_code(self) -> int:
         """The process's exit code for how the run ended."""
         assert self.end is not None, "the machine has not run yet"
-        return exit_code(self.end, absent=bool(self.absent()))
+        code = exit_code(self.end, absent=bool(self.absent()))
+        return EXIT_ERROR if code == 0 and self.console.lost() else code
 
     def result(self) -> dict[str, object]:
         """What ``--result`` writes: plain values, times in seconds."""
@@ -158,6 +160,7 @@ class Machine:
             },
             "memory": resident(self.memory),
             "console_bytes": self.console.total,
+            "console_lost": self.console.lost(),
             "console_tail": self.console.tail(),
             "report": self.end.report,
         }

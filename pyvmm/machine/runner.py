@@ -137,8 +137,8 @@ class VcpuRunner:
                 self._coalescer.drain()
         except GuestEnded as ended:
             end = end or ended.end
-        except PyvmmError as error:
-            end = end or End(Outcome.ERROR, detail=error.message)
+        except Exception as error:
+            end = end or End(Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
         finally:
             if end is not None:
                 self._ends.append(end)

@@ -129,6 +129,32 @@ def test_fifo(tmp_path):
     assert "pipe" in refused(tmp_path / "fifo")
 
 
+@pytest.mark.parametrize("option", ["--console-log", "--result"])
+@pytest.mark.parametrize("over", ["kernel", "initrd"])
+def test_output_over_input(guests, tmp_path, option, over):
+    files = {"kernel": tmp_path / "kernel.elf", "initrd": tmp_path / "initrd"}
+    files["kernel"].write_bytes((guests / "four.elf").read_bytes())
+    files["initrd"].write_bytes(b"initrd")
+    before = files[over].read_bytes()
+    refused(files["kernel"], "--initrd", files["initrd"], option, files[over])
+    assert files[over].read_bytes() == before
+
+
+def test_console_log_to_a_pipe_that_nobody_reads(guests, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    assert "nobody reads" in refused(guests / "four.elf", "--console-log", tmp_path / "fifo")
+
+
+def test_escape_sequences_are_not_passed_on(tmp_path):
+    name = tmp_path / "a\x1b[31mb"
+    assert "\x1b" not in refused(name)
+
+
+def test_expected_text_that_is_no_utf_8(guests):
+    done = run_pyvmm("boot", guests / "four.elf", "--expect", b"\xff".decode("utf-8", "surrogateescape"))
+    assert done.returncode == 121, done
+
+
 def test_result_file_has_the_error(tmp_path):
     result = tmp_path / "r.json"
     refused(tmp_path / "nothing", "--result", result)

@@ -156,6 +156,35 @@ class TestConsole:
         assert len(error.splitlines()) <= 2, error
         assert "Traceback" not in error
 
+    def test_a_slow_reader_gets_all_of_it(self, guests):
+        process = start(guests, "flood", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        time.sleep(7)  # the guest has ended, or waits for room
+        assert len(process.stdout.read()) >= 1 << 20
+        assert process.wait(20) == 0
+
+    def test_a_reader_that_never_reads_is_told_of(self, guests, tmp_path):
+        read, write = os.pipe()
+        process = start(
+            guests, "flood", "--timeout", "4", "--result", str(tmp_path / "r.json"),
+            stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        os.close(write)
+        assert process.wait(30) in (124, 125)
+        os.close(read)
+        assert json.loads((tmp_path / "r.json").read_text())["console_lost"]["standard output"] > 0
+        assert "were not taken by standard output" in process.stderr.read().decode()
+
+    def test_the_log_is_whole_though_standard_output_was_closed(self, guests, tmp_path):
+        log = tmp_path / "log"
+        process = start(
+            guests, "flood", "--console-log", str(log), "--result", str(tmp_path / "r.json"),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(30) == 125
+        assert log.stat().st_size == json.loads((tmp_path / "r.json").read_text())["console_bytes"]
+
     def test_no_standard_streams_at_all(self, guests, tmp_path):
         script = f'exec "$0" -m pyvmm boot {guests}/hello.elf --result {tmp_path}/r.json <&- >&- 2>&-'
         done = subprocess.run(
@@ -168,9 +197,30 @@ class TestConsole:
         assert "hello" in json.loads((tmp_path / "r.json").read_text())["console_tail"]
 
 
+class TestResultFile:
+    def test_a_link_is_written_through(self, guests, tmp_path):
+        (tmp_path / "link").symlink_to(tmp_path / "target")
+        (tmp_path / "target").write_text("old")
+        assert boot(guests, "four", "--result", tmp_path / "link").returncode == 0
+        assert (tmp_path / "link").is_symlink()
+        assert json.loads((tmp_path / "target").read_text())["outcome"] == "exit"
+
+    def test_a_file_is_replaced_whole_and_nothing_is_left(self, guests, tmp_path):
+        (tmp_path / "r.json").write_text("old")
+        before = (tmp_path / "r.json").stat().st_ino
+        assert boot(guests, "four", "--result", tmp_path / "r.json").returncode == 0
+        assert (tmp_path / "r.json").stat().st_ino != before
+        assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+    def test_standard_output(self, guests):
+        done = boot(guests, "four", "--result", "/dev/stdout")
+        assert json.loads(done.stdout)["outcome"] == "exit"
+
+
 class TestSignals:
     @pytest.mark.parametrize(
-        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+        ("number", "code"),
+        [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)],
     )
     def test_a_signal_stops_it_cleanly(self, guests, tmp_path, number, code):
         process = start(
@@ -242,6 +292,15 @@ class TestTerminal:
         terminal.send(b"\x01x")
         assert terminal.wait() == 130
         assert b"Ctrl-A x" in terminal.output
+
+    def test_ctrl_a_x_is_heard_though_the_guest_reads_nothing(self, guests):
+        terminal = Terminal(guests, "spin")
+        time.sleep(1)
+        for _ in range(20):
+            terminal.send(b"y" * 500)
+            time.sleep(0.02)
+        terminal.send(b"\x01x")
+        assert terminal.wait() == 130
 
     def test_ctrl_a_c_tells_the_status(self, guests):
         terminal = Terminal(guests, "spin")

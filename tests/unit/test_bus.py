@@ -246,3 +246,19 @@ def test_detail_lists_the_busiest_first(bus: Bus, registers: Registers) -> None:
     read(bus, 0x60)
     assert bus.detail() == [("four", "in 0x101", 3), (UNHANDLED, "in 0x60", 2), ("four", "out 0x100", 1)]
     assert list(bus.counts().items()) == [("four", 4), (UNHANDLED, 2)]
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_unanswered_reads_of_every_size(size):
+    """KVM cuts an access that crosses a page into pieces of any size."""
+    assert Bus().mmio_read(0xD0000FFD, size) == (1 << 8 * size) - 1
+
+
+def test_a_wide_write_reaches_the_device_beside_it_however_many_ports_were_scanned():
+    bus = Bus()
+    seen = []
+    bus.add_pio("status", 0xF4, [], [lambda value, size: seen.append(value)])
+    for port in range(0x1000, 0x1400):
+        bus.unknown_out(port)
+    bus.unknown_out(0xF1).access(0x2A000000, 4)
+    assert seen == [0x2A]

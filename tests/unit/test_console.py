@@ -118,7 +118,31 @@ def test_a_reader_that_goes_away_is_told(pipe):
     feed(console, b"x")
     with pytest.raises(OutputClosed):
         console.flush()
-    console.finish(0.1)  # and the end does not raise again
+    feed(console, b"yz")
+    console.flush()  # told once
+    assert console.lost() == {"a pipe": 3}
+    assert console.blocked() == []
+    console.close()
+
+
+def test_an_output_that_fails_does_not_take_the_others_down(pipe, tmp_path):
+    read, write = pipe
+    os.close(read)
+    with (tmp_path / "log").open("wb") as log:
+        console = Console([(write, "a pipe"), (log.fileno(), "the log")])
+        feed(console, b"all of it")
+        with pytest.raises(OutputClosed):
+            console.flush()
+    assert (tmp_path / "log").read_bytes() == b"all of it"
+    assert console.lost() == {"a pipe": 9}
+    console.close()
+
+
+def test_a_line_quoted_in_a_message_is_bounded():
+    watch = Watch("panic", b"panic")
+    console = Console(watches=[watch])
+    feed(console, b"x" * 5000 + b"panic" + b"y" * 5000)
+    assert len(console.line_with(watch)) == 200
     console.close()
 
 

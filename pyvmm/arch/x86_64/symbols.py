@@ -10,9 +10,28 @@ import bisect
 import struct
 
 from elftools.common.exceptions import ELFError
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Section
 
 _FUNCTION_OR_UNTYPED = (0, 2)  # STT_NOTYPE, STT_FUNC: assembly entry points often have no type
+
+
+_NAME_MAX = 512  # Linux: KSYM_NAME_LEN
+_SECTION_MAX = (
+    64 << 20
+)  # bytes of a symbol or string table; Debian's kernels with symbols have a tenth of that
+
+
+def _contents(elf: ELFFile, section: Section, kind: str) -> bytes:
+    """The bytes of a plain section of type ``kind`` that lies within the file; ValueError for any other."""
+    header = section.header
+    compressed = header.sh_flags & SH_FLAGS.SHF_COMPRESSED
+    if header.sh_type != kind or compressed or header.sh_size > min(_SECTION_MAX, elf.stream_len):
+        raise ValueError(f"not a plain {kind} of a sensible size")
+    elf.stream.seek(header.sh_offset)
+    data: bytes = elf.stream.read(header.sh_size)
+    return data[: len(data) - len(data) % 24] if kind == "SHT_SYMTAB" else data
 
 
 class Symbols:
@@ -24,7 +43,8 @@ class Symbols:
     def __init__(self, path: str) -> None:
         """Read ``path``; a file that is no ELF or has no symbols gives an empty table.  Raises OSError."""
         self._addresses: list[int] = []
-        self._names: list[str] = []
+        self._names: list[int] = []  # where each name starts in the string table
+        self._strings = b""
         self._segments: list[tuple[int, int, int]] = []  # physical, virtual, size
         with open(path, "rb") as file:
             try:
@@ -40,17 +60,16 @@ class Symbols:
         table = elf.get_section_by_name(".symtab")
         if table is None or elf.elfclass != 64:
             return
-        strings = elf.get_section(table.header.sh_link).data()
+        symbols = _contents(elf, table, "SHT_SYMTAB")
+        self._strings = _contents(elf, elf.get_section(table.header.sh_link), "SHT_STRTAB")
         found = []
-        for name, info, _, section, value, _ in struct.iter_unpack("<IBBHQQ", table.data()):
-            if info & 0xF in _FUNCTION_OR_UNTYPED and 0 < section < 0xFF00 and value:
+        for name, info, _, section, value, _ in struct.iter_unpack("<IBBHQQ", symbols):
+            code = info & 0xF in _FUNCTION_OR_UNTYPED and 0 < section < 0xFF00 and value
+            if code and self._strings[name : name + 1] not in (b"", b"\0"):
                 found.append((value, name))
         found.sort()
-        for value, name in found:
-            text = strings[name : strings.index(b"\0", name)].decode()
-            if text:
-                self._addresses.append(value)
-                self._names.append(text)
+        self._addresses = [value for value, _ in found]
+        self._names = [name for _, name in found]
 
     def find(self, address: int) -> str:
         """``name+0xoffset`` of the code at ``address`` (virtual, or physical before paging), or nothing."""
@@ -58,8 +77,12 @@ class Symbols:
             if any(start <= candidate < start + size for _, start, size in self._segments):
                 position = bisect.bisect_right(self._addresses, candidate) - 1
                 if position >= 0:
-                    return f"{self._names[position]}+{candidate - self._addresses[position]:#x}"
+                    return f"{self._name(position)}+{candidate - self._addresses[position]:#x}"
         return ""
+
+    def _name(self, position: int) -> str:
+        start = self._names[position]
+        return self._strings[start : start + _NAME_MAX].split(b"\0")[0].decode("utf-8", "replace")
 
     def _virtual(self, physical: int) -> list[int]:
         return [
