@@ -20,6 +20,7 @@ import os
 import sys
 from array import array
 from ctypes import addressof, c_char
+from struct import Struct
 
 from loader import machine_code
 from loader.enums import KERNEL_ALIGNMENT
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 #: The addresses that an image moved by KASLR may occupy, from the start of the kernel's mapping.
 KERNEL_IMAGE_SIZE = 1 << 30
 _LINK_LOW = 0x8000_0000  # the low half of __START_KERNEL_map, where physical address 0 is linked to
+_NUMBERS = {32: Struct("<I"), 64: Struct("<Q")}
 _TABLE_MAX = 64 << 20  # bytes; Debian's kernels have less than one MiB
 
 
@@ -159,11 +161,10 @@ def _run(_: None, view: memoryview, table: RelocationTable, low: int, offset: in
             if (word - low) & 0xFFFF_FFFF > span:
                 raise _outside(word, bits)
     for bits, sign, start, count in table.lists:
-        size, modulus, delta = bits // 8, 1 << bits, sign * offset
+        number, mask, delta = _NUMBERS[bits], (1 << bits) - 1, sign * offset
         for word in table.words[start : start + count]:
             at = (word - low) & 0xFFFF_FFFF
-            number = int.from_bytes(view[at : at + size], "little")
-            view[at : at + size] = ((number + delta) % modulus).to_bytes(size, "little")
+            number.pack_into(view, at, (number.unpack_from(view, at)[0] + delta) & mask)
 
 
 def _outside(word: int, bits: int) -> RelocationOutsideImage:
