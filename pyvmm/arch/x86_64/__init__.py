@@ -54,7 +54,7 @@ CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
     (Cap.TSC_DEADLINE_TIMER, False, "a cheaper timer in the guest"),
     (Cap.ADJUST_CLOCK, False, "kvm-clock"),
     (Cap.GET_TSC_KHZ, False, "telling the guest its TSC's frequency"),
-    (Cap.IOEVENTFD, False, "device notifications without an exit"),
+    (Cap.IOEVENTFD, True, "device notifications without an exit"),
     (Cap.VCPU_EVENTS, False, "pending exceptions in a post-mortem"),
     (Cap.INTERNAL_ERROR_DATA, False, "the reason for an internal error"),
 )
