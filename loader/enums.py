@@ -124,3 +124,17 @@ XEN_HVM_START_MAGIC = 0x336E_C578
 XEN_HVM_START_VERSION = 1
 PVH_ADDRESS_MAX = U32_MAX  # the kernel's PVH entry runs without paging: all it reads lies below 4 GiB
 PVH_MEMMAP_MAX = 126  # Linux adds the ISA hole to the table it copies into its zero page
+
+# -- arm64 and riscv64 Image, device tree --------------------------------------------------------------
+
+ARM64_IMAGE_MAGIC = 0x644D_5241  # "ARM\x64"
+RISCV64_IMAGE_MAGIC2 = 0x0543_5352  # "RSC\x05"
+IMAGE_BASE_ALIGNMENT = 0x20_0000
+ARM64_TEXT_OFFSET_OLD = 0x8_0000  # before Linux 3.17, whose images have no image_size
+ARM64_INITRD_WINDOW = 32 << 30  # from the 1 GiB boundary at or below the kernel on
+CMDLINE_SIZE_ARM64 = 2047  # COMMAND_LINE_SIZE - 1, as for x86
+CMDLINE_SIZE_RISCV64 = 1023
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+FDT_HEADER_SIZE = 40  # version 17
+DTB_SIZE_MAX = 0x20_0000
+DTB_ALIGNMENT = 8

@@ -223,6 +223,84 @@ class TooManyNotes(ElfError):
     """More notes than any kernel has. (ours: bounds the time a sparse file can cost)"""
 
 
+# -- arm64 and riscv64 Image ---------------------------------------------------------------------------
+
+
+class PeError(LoaderError):
+    """Something is wrong with an Image for arm64 or riscv64 (``Pe`` in the crate)."""
+
+
+class SeekImageEnd(PeError):
+    """The size of the Image cannot be found out. (unused)"""
+
+
+class SeekImageHeader(PeError):
+    """The header of the Image cannot be reached. (unused)"""
+
+
+class ReadImageHeader(PeError):
+    """The file ends inside the header of 64 bytes, or it cannot be read."""
+
+
+class InvalidImageMagicNumber(PeError):
+    """The header does not carry the magic number of an Image for the machine."""
+
+
+class InvalidBaseAddrAlignment(PeError):
+    """The base address is not on a 2 MiB boundary."""
+
+
+class InvalidImage(PeError):
+    """Base address and text_offset give no address."""
+
+
+class PeReadKernelImage(PeError):
+    """The image cannot be read from the file into memory (``ReadKernelImage`` of the crate)."""
+
+
+class ImageOutsideRam(PeReadKernelImage):
+    """The image, with the room its image_size reserves, does not lie in RAM. (ours)"""
+
+
+# -- device tree blob ----------------------------------------------------------------------------------
+
+
+class DtbError(LoaderError):
+    """Something is wrong with a device tree blob."""
+
+
+class DtbTooBig(DtbError):
+    """The blob is larger than the 2 MiB that Linux maps of it."""
+
+
+class SeekDtbEnd(DtbError):
+    """The size of the blob cannot be found out. (unused)"""
+
+
+class SeekDtbStart(DtbError):
+    """The start of the blob cannot be reached. (unused)"""
+
+
+class ReadDtbImage(DtbError):
+    """The blob cannot be read from the file into memory."""
+
+
+class DtbOutsideRam(ReadDtbImage):
+    """The address given for the blob is not RAM. (ours)"""
+
+
+class InvalidDtbMagic(DtbError):
+    """The blob does not start with d0 0d fe ed. (ours)"""
+
+
+class InvalidDtbSize(DtbError):
+    """The blob's totalsize is smaller than its header, or larger than the blob. (ours)"""
+
+
+class MisalignedDtb(DtbError):
+    """The address given for the blob is not on an 8-byte boundary. (ours)"""
+
+
 # -- command line --------------------------------------------------------------------------------------
 
 
@@ -240,6 +318,46 @@ class InvalidAscii(CommandLineError):
 
 class TooLarge(CommandLineError):
     """More characters than the kernel keeps."""
+
+
+class InvalidCommandLine(CommandLineError):
+    """A command line that cannot be put into words, as one of init arguments alone."""
+
+
+class InvalidCapacity(CommandLineError):
+    """A capacity of 0, or one too small for the text to start from."""
+
+
+class HasSpace(CommandLineError):
+    """A key with a space, which would end it."""
+
+
+class HasEquals(CommandLineError):
+    """A key with an equals sign, where its value would start."""
+
+
+class InvalidQuote(CommandLineError):
+    """A quote inside a value, or one without another to end it, which takes in all that follows."""
+
+
+class NoQuoteSpace(CommandLineError):
+    """A value with a space and without quotes around it."""
+
+
+class MissingVal(CommandLineError):
+    """A key without any value."""
+
+
+class MmioSize(CommandLineError):
+    """A virtio-mmio device of no size, or of an impossible range of addresses."""
+
+
+class MmioInterrupt(CommandLineError):
+    """A virtio-mmio device with interrupt 0, which Linux refuses. (ours)"""
+
+
+class NoBootArgsInserted(CommandLineError):
+    """Arguments for init alone: the kernel looks for its own in front of them."""
 
 
 class CommandLineOverflow(CommandLineError):
@@ -265,7 +383,30 @@ class InitrdOutsideRam(InitrdError):
     """The address given for the initrd is not RAM."""
 
 
-# -- configurators: zero page, PVH ---------------------------------------------------------------------
+# -- boot parameters -----------------------------------------------------------------------------------
+
+
+class BootParamsError(LoaderError):
+    """Something is wrong with a list of boot parameters."""
+
+
+class MissingStartAddress(BootParamsError):
+    """An element was added to a list that has no start address yet."""
+
+
+class BootParamsOverflow(BootParamsError):
+    """A list would end past the 64-bit address space (``Overflow`` of the crate)."""
+
+
+class InvalidAddress(BootParamsError):
+    """An element was added in front of its list."""
+
+
+class BootParamsGap(BootParamsError):
+    """An element was added so far from its list that the gap would be all the list is. (ours)"""
+
+
+# -- configurators: zero page, PVH, FDT ----------------------------------------------------------------
 
 
 class ConfiguratorError(LoaderError):
@@ -326,3 +467,15 @@ class ModulesAddressMissing(PvhConfiguratorError):
 
 class ModulesSetup(PvhConfiguratorError):
     """The module list is not in RAM, or cannot be written."""
+
+
+class FdtConfiguratorError(ConfiguratorError):
+    """The device tree blob cannot be handed to the kernel."""
+
+
+class FDTPastRamEnd(FdtConfiguratorError):
+    """The blob would end past the last address of RAM."""
+
+
+class WriteFDTToMemory(FdtConfiguratorError):
+    """The blob would lie in a hole of RAM."""

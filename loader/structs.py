@@ -2,7 +2,8 @@
 
 ``setup_header``, ``boot_params``, ``boot_e820_entry`` and ``setup_data`` are those of Linux
 arch/x86/include/uapi/asm/bootparam.h (explained in Documentation/arch/x86/boot.rst and zero-page.rst);
-``hvm_start_info`` and its tables those of include/xen/interface/hvm/start_info.h.  All little-endian.
+``hvm_start_info`` and its tables those of include/xen/interface/hvm/start_info.h; the Image headers those of
+arch/arm64/include/asm/image.h and arch/riscv/include/asm/image.h.  All little-endian.
 Fields nobody here touches are opaque bytes.
 """
 
@@ -179,3 +180,42 @@ class hvm_memmap_table_entry(LittleEndianStructure):
     _fields_ = [("addr", u64), ("size", u64), ("type", u32), ("reserved", u32)]
     if TYPE_CHECKING:
         addr = size = type = reserved = 0
+
+
+class arm64_image_header(LittleEndianStructure):
+    """The first 64 bytes of an arm64 Image: Linux Documentation/arch/arm64/booting.rst."""
+
+    _fields_ = [
+        ("code0", u32),
+        ("code1", u32),
+        ("text_offset", u64),
+        ("image_size", u64),
+        ("flags", u64),
+        ("res2", u64),
+        ("res3", u64),
+        ("res4", u64),
+        ("magic", u32),  # 0x38
+        ("res5", u32),
+    ]
+    if TYPE_CHECKING:
+        code0 = code1 = text_offset = image_size = flags = res2 = res3 = res4 = magic = res5 = 0
+
+
+class riscv64_image_header(LittleEndianStructure):
+    """The first 64 bytes of a riscv64 Image: Linux Documentation/arch/riscv/boot-image-header.rst."""
+
+    _fields_ = [
+        ("code0", u32),
+        ("code1", u32),
+        ("text_offset", u64),
+        ("image_size", u64),
+        ("flags", u64),
+        ("version", u32),
+        ("res1", u32),
+        ("res2", u64),
+        ("magic", u64),  # 0x30, deprecated
+        ("magic2", u32),  # 0x38
+        ("res3", u32),
+    ]
+    if TYPE_CHECKING:
+        code0 = code1 = text_offset = image_size = flags = version = res1 = res2 = magic = magic2 = res3 = 0

@@ -19,6 +19,8 @@ SIZES = {
     "hvm_start_info": 56,
     "hvm_modlist_entry": 32,
     "hvm_memmap_table_entry": 24,
+    "arm64_image_header": 64,
+    "riscv64_image_header": 64,
 }
 
 
@@ -102,6 +104,14 @@ def test_pvh_structures_are_those_of_start_info_h(tmp_path):
         ("hvm_start_info", "memmap_entries", 48),
         ("hvm_modlist_entry", "cmdline_paddr", 16),
         ("hvm_memmap_table_entry", "type", 16),
+        ("arm64_image_header", "text_offset", 8),
+        ("arm64_image_header", "image_size", 0x10),
+        ("arm64_image_header", "flags", 0x18),
+        ("arm64_image_header", "magic", 0x38),
+        ("riscv64_image_header", "image_size", 0x10),
+        ("riscv64_image_header", "version", 0x20),
+        ("riscv64_image_header", "magic", 0x30),
+        ("riscv64_image_header", "magic2", 0x38),
     ],
 )
 def test_offsets_of_the_documents(structure, field, offset):
