@@ -1,4 +1,4 @@
-"""The kernel command line: checked, and put into memory.
+"""The kernel command line: checked, and put into memory.  (One made step by step: :mod:`loader.cmdline_builder`.)
 
 Linux Documentation/arch/x86/boot.rst ("The Kernel Command Line"): a NUL-terminated string of at most
 cmdline_size characters; the kernel cuts a longer one without a word, so it is refused here.
@@ -7,10 +7,19 @@ cmdline_size characters; the kernel cuts a longer one without a word, so it is r
 from __future__ import annotations
 
 from loader.enums import U64_MAX
-from loader.errors import CommandLineCopy, CommandLineOverflow, InvalidAscii, NullTerminator, TooLarge
+from loader.errors import (
+    CommandLineCopy,
+    CommandLineOverflow,
+    InvalidAscii,
+    InvalidCommandLine,
+    NoBootArgsInserted,
+    NullTerminator,
+    TooLarge,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from loader.cmdline_builder import Cmdline
     from loader.memory import Memory
 
 
@@ -38,13 +47,15 @@ def check(text: str, limit: int) -> bytes:
     return text.encode("ascii")
 
 
-def load_cmdline(memory: Memory, addr: int, text: str | bytes) -> int:
+def load_cmdline(memory: Memory, addr: int, text: str | bytes | Cmdline) -> int:
     """Write a command line and its NUL to ``addr``; returns the address after the NUL.
+
+    Raises InvalidCommandLine for a Cmdline of init arguments alone.
 
     Nothing is written unless all of it lies in RAM: CommandLineOverflow if it would end past the last
     address, CommandLineCopy if in a hole.  (The crate writes the part before the hole.)
     """
-    data = (text.encode("ascii") if isinstance(text, str) else text) + b"\0"
+    data = _encoded(text) + b"\0"
     end = addr + len(data)
     if not memory.contains(addr, len(data)):
         last = max((start + size for start, size in memory.ranges), default=0) - 1
@@ -54,3 +65,14 @@ def load_cmdline(memory: Memory, addr: int, text: str | bytes) -> int:
         raise CommandLineCopy(f"{where} does not lie in RAM")
     memory.write(addr, data)
     return end
+
+
+def _encoded(text: str | bytes | Cmdline) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    if isinstance(text, str):
+        return text.encode("ascii")
+    try:
+        return text.as_cstring()
+    except NoBootArgsInserted as error:
+        raise InvalidCommandLine(error.message, error.hint) from None
