@@ -16,18 +16,21 @@ can use it.  Loading a bzImage into memory made of a bytearray::
     linux.write(memory, 0x7000, linux.build(header, result, e820=e820, cmdline_addr=0x20000))
     # now enter a vCPU at result.entry_64 with RSI = 0x7000
 
-The modules: :mod:`~loader.detect` and :mod:`~loader.kernel_file` (what a file is), :mod:`~loader.bzimage`
-and :mod:`~loader.elf` (formats), :mod:`~loader.initrd`, :mod:`~loader.cmdline`,
-:mod:`~loader.configurator.linux` and :mod:`~loader.configurator.pvh` (boot parameters), and
-:mod:`~loader.errors`.  Each loads only what it needs, and so does this one: its names are imported when
-they are first used.
+The modules: :mod:`~loader.detect` and :mod:`~loader.kernel_file` (what a file is), :mod:`~loader.bzimage`,
+:mod:`~loader.elf` and :mod:`~loader.image` (formats), :mod:`~loader.initrd`, :mod:`~loader.dtb`,
+:mod:`~loader.cmdline` and :mod:`~loader.cmdline_builder`, :mod:`~loader.configurator.linux`,
+:mod:`~loader.configurator.pvh`, :mod:`~loader.configurator.fdt` and :mod:`~loader.boot_params` (boot
+parameters), and :mod:`~loader.errors`.  Each loads only what it needs, and so does this one: its names are
+imported when they are first used.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from loader.boot_params import BootParams
     from loader.buffer import BufferMemory
+    from loader.cmdline_builder import Cmdline
     from loader.detect import Format, Identity, identify
     from loader.errors import LoaderError
     from loader.files import ImageFile, open_file
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
     from loader.result import KernelLoaderResult, PvhBootCapability
 
 __all__ = [
+    "BootParams",
     "BufferMemory",
+    "Cmdline",
     "Format",
     "Identity",
     "ImageFile",
@@ -52,7 +57,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "BootParams": "boot_params",
     "BufferMemory": "buffer",
+    "Cmdline": "cmdline_builder",
     "Format": "detect",
     "Identity": "detect",
     "ImageFile": "files",

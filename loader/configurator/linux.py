@@ -32,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from loader.boot_params import BootParams
     from loader.bzimage import BzImageHeader
     from loader.memory import Memory
     from loader.result import KernelLoaderResult
@@ -186,3 +187,16 @@ def write(memory: Memory, addr: int, params: boot_params) -> None:
             f"the zero page at {addr:#x}..{addr + ZERO_PAGE_SIZE:#x} does not lie in RAM"
         )
     memory.write(addr, bytes(params))
+
+
+def write_bootparams(memory: Memory, params: BootParams) -> None:
+    """Write the zero page that is the header of ``params``, as the crate's LinuxBootConfigurator does.
+
+    Raises ZeroPageSetup if it is no zero page, and ZeroPagePastRamEnd.
+    """
+    if len(params.header) != ZERO_PAGE_SIZE:
+        raise ZeroPageSetup(
+            f"a header of {len(params.header)} bytes is no zero page, which has {ZERO_PAGE_SIZE}",
+            "give a boot_params structure",
+        )
+    write(memory, params.header_start, boot_params.from_buffer_copy(params.header))

@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loader.boot_params import BootParams
     from loader.memory import Memory
 
 _TABLE_ALIGNMENT = 64
@@ -166,3 +167,44 @@ def _check_reach(addr: int, info: hvm_start_info, memmap_size: int, modules_size
             raise StartInfoSetup(
                 f"{what} at {start:#x} reaches into {other} at {following:#x}", "place them apart"
             )
+
+
+def write_bootparams(memory: Memory, params: BootParams) -> None:
+    """Write ``params``: its header, a start_info; its sections, the memory map; its modules, their list.
+
+    As the crate's PvhBootConfigurator does, but the counts and pointers of the start_info are filled in, so
+    that they agree with what is written.  Raises the errors of :func:`write`; MemmapTableSetup,
+    StartInfoSetup and ModulesSetup also for what has another size than such structures have.
+    """
+    if not params.sections:
+        raise MemmapTableMissing("no memory map, and a PVH kernel stops without one")
+    if params.sections_start is None:
+        raise MemmapTableAddressMissing("no address for the memory map")
+    memmap_size, modlist_size = ctypes.sizeof(hvm_memmap_table_entry), ctypes.sizeof(hvm_modlist_entry)
+    if len(params.sections) % memmap_size:
+        raise MemmapTableSetup(
+            f"a memory map of {len(params.sections)} bytes is not of entries of {memmap_size}"
+        )
+    if len(params.header) != ctypes.sizeof(hvm_start_info):
+        raise StartInfoSetup(
+            f"a header of {len(params.header)} bytes is no start_info, which has {ctypes.sizeof(hvm_start_info)}"
+        )
+    info = hvm_start_info.from_buffer_copy(params.header)
+    if info.magic != XEN_HVM_START_MAGIC or info.version < XEN_HVM_START_VERSION:
+        raise StartInfoSetup(
+            f"start_info with magic {info.magic:#x} and version {info.version}, and a kernel stops unless they"
+            f" are {XEN_HVM_START_MAGIC:#x} and {XEN_HVM_START_VERSION} or more"
+        )
+    modules = params.modules or b""
+    if modules and params.modules_start is None:
+        raise ModulesAddressMissing("no address for the module list")
+    if len(modules) % modlist_size:
+        raise ModulesSetup(f"a module list of {len(modules)} bytes is not of entries of {modlist_size}")
+    memmap = [
+        hvm_memmap_table_entry.from_buffer_copy(params.sections, at)
+        for at in range(0, len(params.sections), memmap_size)
+    ]
+    modlist = [hvm_modlist_entry.from_buffer_copy(modules, at) for at in range(0, len(modules), modlist_size)]
+    info.memmap_paddr, info.memmap_entries = params.sections_start, len(memmap)
+    info.modlist_paddr, info.nr_modules = (params.modules_start or 0) if modules else 0, len(modlist)
+    write(memory, params.header_start, PvhBootParams(info, memmap, modlist))
