@@ -196,8 +196,6 @@ def write_bootparams(memory: Memory, params: BootParams) -> None:
             f" are {XEN_HVM_START_MAGIC:#x} and {XEN_HVM_START_VERSION} or more"
         )
     modules = params.modules or b""
-    if modules and params.modules_start is None:
-        raise ModulesAddressMissing("no address for the module list")
     if len(modules) % modlist_size:
         raise ModulesSetup(f"a module list of {len(modules)} bytes is not of entries of {modlist_size}")
     memmap = [
