@@ -1,4 +1,4 @@
-"""Loops of x86-64 machine code: adding a number at each of 200,000 places takes Python 100 ms, these 1 ms.
+"""Loops of x86-64 machine code: adding a number at each of 200,000 places takes Python 170 ms, these 2 ms.
 
 The relocation sites of a kernel are unaligned and follow no pattern, so nothing in the standard library
 adds to many of them in one call, and importing numpy alone costs ten times what it would save.  The code

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from loader import elf, machine_code, relocation  # noqa: E402
 from loader.kernel_file import KernelFile, open_kernel  # noqa: E402
+from loader.result import KernelLoaderResult  # noqa: E402
 from pyvmm.memory import GuestMemory  # noqa: E402
 
 OFFSET = 0x1260_0000
@@ -50,7 +51,7 @@ def one_round(kernel: KernelFile, image: elf.ElfImage, size: int, python: bool) 
         for segment in image.segments:
             kernel.read_into(memory.slice(segment.paddr, segment.file_size), segment.offset)
 
-    def load(memory: GuestMemory, may_map: bool) -> elf.KernelLoaderResult:
+    def load(memory: GuestMemory, may_map: bool) -> KernelLoaderResult:
         kernel.may_map = may_map
         return elf.load(memory, kernel, image=image, memory_is_zero=True)
 

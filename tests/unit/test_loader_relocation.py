@@ -118,6 +118,12 @@ class TestTable:
         with pytest.raises(wrong.InvalidRelocationTable, match="at most 0xc"):
             self.read(table([LINK]))
 
+    def test_on_a_big_endian_host(self, monkeypatch):
+        """The table stays little-endian: pretended by a table of the other order."""
+        monkeypatch.setattr(relocation.sys, "byteorder", "big")
+        found = self.read(struct.pack(">4I", 0, LINK, 0, 0))
+        assert found.sites(64).tolist() == [LINK]
+
     def test_cut_while_it_is_read(self):
         with as_file(vmlinux(table([LINK] * 4))) as file:
             image = elf.read_image(file)
