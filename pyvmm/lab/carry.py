@@ -8,7 +8,6 @@ linked dynamically brings its libraries.  So a command line works in the lab as 
 from __future__ import annotations
 
 import importlib.util
-import marshal
 import os
 import shutil
 import stat
@@ -16,6 +15,7 @@ import subprocess
 import sys
 
 from pyvmm.errors import UsageError
+from pyvmm.lab.bytecode import Bytecode
 from pyvmm.lab.transfer import Outgoing
 
 TYPE_CHECKING = False
@@ -50,8 +50,11 @@ def add_project(transfer: Outgoing, python: Sequence[int]) -> dict[str, str]:
     """Add the project; returns the environment that makes the lab's Python (its version given) find it."""
     same_bytecode = tuple(python[:2]) == sys.version_info[:2]
     folders = packages()
+    bytecode = Bytecode(folders) if same_bytecode else None
     for folder in folders:
-        _add_package(transfer, folder, same_bytecode)
+        _add_package(transfer, folder, bytecode)
+    if bytecode is not None:
+        bytecode.keep()
     root = project_root()
     for guests in (os.path.join(root, "kernels", "build"), os.path.join(root, "tests", "kernels")):
         if os.path.isdir(guests) and _size(guests) <= LARGEST_FOLDER:
@@ -65,8 +68,8 @@ def add_project(transfer: Outgoing, python: Sequence[int]) -> dict[str, str]:
 _LAUNCHER = b"#!/usr/bin/python3\nimport sys\nfrom pyvmm.cli import main\nsys.exit(main())\n"
 
 
-def _add_package(transfer: Outgoing, folder: str, same_bytecode: bool) -> None:
-    """Add a package's files, without its tests, and its modules' bytecode."""
+def _add_package(transfer: Outgoing, folder: str, bytecode: Bytecode | None) -> None:
+    """Add a package's files and its modules' bytecode."""
     for place, subfolders, names in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
         transfer.add_directory(place)
@@ -75,41 +78,10 @@ def _add_package(transfer: Outgoing, folder: str, same_bytecode: bool) -> None:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 continue
             transfer.add_file(path)
-            if same_bytecode and name.endswith(".py"):
-                transfer.add_bytes(importlib.util.cache_from_source(path), _bytecode(path))
-
-
-def _bytecode(path: str) -> bytes:
-    """The contents of a .pyc file for the source file ``path`` that is never found out of date."""
-    status = os.stat(path)
-    stamp = bytes(4) + (int(status.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little")
-    stamp += (status.st_size & 0xFFFFFFFF).to_bytes(4, "little")
-    cached = importlib.util.cache_from_source(path)
-    try:
-        with open(cached, "rb") as file:
-            code = file.read()
-    except OSError:
-        code = b""
-    magic = importlib.util.MAGIC_NUMBER
-    if code[:4] == magic and code[4:16] == stamp:
-        return magic + _PYC_UNCHECKED + code[16:]
-    with open(path, "rb") as file:
-        source = file.read()
-    try:
-        compiled = marshal.dumps(compile(source, path, "exec", dont_inherit=True))
-    except (SyntaxError, ValueError):
-        return b""
-    if sys.dont_write_bytecode:
-        return magic + _PYC_UNCHECKED + compiled
-    try:
-        os.makedirs(os.path.dirname(cached), exist_ok=True)
-        temporary = f"{cached}.{os.getpid()}"
-        with open(temporary, "wb") as file:
-            file.write(magic + stamp + compiled)
-        os.replace(temporary, cached)
-    except OSError:
-        pass  # a read-only installation: compiled each time
-    return magic + _PYC_UNCHECKED + compiled
+            if bytecode is not None and name.endswith(".py"):
+                code = bytecode.of(path)
+                if code is not None:
+                    transfer.add_bytes(importlib.util.cache_from_source(path), code)
 
 
 def _add_interpreters(transfer: Outgoing) -> None:

@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 
 import pyvmm
+from pyvmm import cache
 from pyvmm.errors import UsageError
-from pyvmm.lab import carry
+from pyvmm.lab import bytecode, carry
 from pyvmm.lab.transfer import DIRECTORY, FILE, Incoming, Outgoing
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def paths(transfer: Outgoing) -> list[str]:
@@ -107,15 +113,37 @@ def test_another_python_gets_no_bytecode() -> None:
     assert not any(path.endswith(".pyc") for path in paths(transfer))
 
 
-def test_old_bytecode_on_this_host_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    source = tmp_path / "module.py"
-    source.write_text("value = 1\n")
-    first = carry._bytecode(str(source))
-    assert os.path.exists(importlib.util.cache_from_source(str(source))), "nothing there to be used again"
-    source.write_text("value = 22\n")
-    assert carry._bytecode(str(source)) != first
-    assert b"value" in first
+def test_only_what_changed_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def noted(source: bytes, path: str, mode: str, **more: bool) -> object:
+        compiled.append(path)
+        return compile(source, path, mode, **more)
+
+    monkeypatch.setattr(bytecode, "compile", noted, raising=False)
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(f"value = '{name}'\n")
+
+    def codes() -> list[bytes | None]:
+        compiled.clear()
+        made = bytecode.Bytecode([str(tmp_path)])
+        found = [made.of(str(tmp_path / name)) for name in ("a.py", "b.py")]
+        made.keep()
+        return found
+
+    first = codes()
+    assert len(compiled) == 2
+    assert codes() == first
+    assert compiled == []
+    (tmp_path / "a.py").write_text("value = 'c.py'\n")
+    changed = codes()
+    assert compiled == [str(tmp_path / "a.py")]
+    assert (changed[0] == first[0], changed[1] == first[1]) == (False, True)
+    (kept,) = Path(cache.path("lab")).glob("bytecode-*")
+    kept.write_bytes(b"damaged")
+    assert codes() == changed
+    (tmp_path / "a.py").write_text("no python here\n")
+    assert codes() == [None, changed[1]]
 
 
 @pytest.mark.parametrize(
