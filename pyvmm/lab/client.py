@@ -53,8 +53,8 @@ class Client:
         self.send(frame(Kind.CONTENT, COUNT.pack(count)))
         self._expect(Kind.TAKEN)
 
-    def get(self, paths: Sequence[str], allowed: Callable[[str], bool]) -> None:
-        """Carry ``paths`` out, each file written atomically; those that do not exist there are left out.
+    def get(self, paths: Sequence[str], allowed: Callable[[str], bool]) -> list[str]:
+        """Carry ``paths`` out, each file written atomically; returns those that do not exist there.
 
         :raises LabError: the lab ended, or sent what ``allowed`` does not allow
         :raises UsageError: a file cannot be written here
@@ -76,6 +76,8 @@ class Client:
         finally:
             if incoming is not None:
                 incoming.abandon()
+        there = {path for _, path, _, _ in entries}
+        return [path for path in paths if path not in there]
 
     def _take(self, incoming: Incoming, count: int) -> None:
         for position in range(0, count, READ_SIZE):

@@ -176,7 +176,8 @@ class Lab:
         if failure:
             raise CommandNotStarted(command.argv[0], status, failure)
         if wanted:
-            client.get(wanted, lambda path: carry.is_allowed(path, wanted))
+            for absent in client.get(wanted, lambda path: carry.is_allowed(path, wanted)):
+                self._report(f"{absent} was not there to be carried out")
         return status
 
     def _carry_in(self, client: Client, paths: Sequence[str], wanted: Sequence[str], cwd: str) -> None:

@@ -142,6 +142,14 @@ def test_every_lab_has_its_own_randomness_and_the_hosts_time(lab: Lab) -> None:
     assert abs(float(second[1]) - time.time()) < 30
 
 
+@pytest.mark.usefixtures("lab")
+def test_what_is_not_there_to_be_carried_out_is_said(tmp_path: Path) -> None:
+    process = start_cli("--out", str(tmp_path / "absent"), "--", "true")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err.decode() == f"pyvmm: lab: {tmp_path}/absent was not there to be carried out\n"
+
+
 def test_what_a_command_leaves_running_ends_with_it(lab: Lab) -> None:
     started = time.monotonic()
     assert Ran(lab, ["sh", "-c", "sleep 1000 & echo started"]).stdout == b"started\n"
