@@ -66,6 +66,15 @@ def parser() -> Parser:
         metavar="BYTE",
         help="fill guest RAM with BYTE first, so that reliance on zeroes shows (slow)",
     )
+    add("--kaslr", action="store_true", default=None, help="give a vmlinux a random virtual address")
+    add(
+        "--no-kaslr",
+        dest="kaslr",
+        action="store_false",
+        help="leave the kernel in a bzImage where it was linked",
+    )
+    add("--map", action="store_true",
+        help="map kernel and initrd into the guest instead of copying; they must not change meanwhile")  # fmt: skip
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
     add("--lab", action="store_true", help="boot inside the lab, an emulated host with real KVM")
@@ -132,6 +141,8 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         poison=None if options.poison is None else int(_number(options.poison, "--poison", int)),
         coalesce=not options.no_coalesce,
         extract=not options.no_extract,
+        kaslr=options.kaslr,
+        map_files=options.map,
         interactive=not options.no_input,
     )
 

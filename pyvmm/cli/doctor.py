@@ -127,7 +127,9 @@ def _capabilities(findings: Findings, system: System, arch: ModuleType) -> bool:
             complete = False
             findings.add("kvm", cap_name(capability), MISSING, purpose, "a newer host kernel is needed")
         else:
-            findings.add("kvm", cap_name(capability), NOTE, f"absent: {purpose}", "works without, more slowly")
+            findings.add(
+                "kvm", cap_name(capability), NOTE, f"absent: {purpose}", "works without, more slowly"
+            )
     return complete
 
 

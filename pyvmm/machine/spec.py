@@ -36,7 +36,10 @@ class MachineSpec:
     ``memory`` is in bytes, ``timeout`` in seconds (None: no limit).  ``initrd`` is a path, or bytes that
     stand for a file's content.  ``expect`` texts end the run when all of them have been seen; ``require``
     texts must have been seen when the guest ends.  ``poison`` fills RAM with that byte first.
-    ``extract`` lets the host unpack a bzImage, where it can, instead of the guest.
+    ``extract`` lets the host unpack a bzImage, where it can, instead of the guest.  ``kaslr``: move a vmlinux to a
+    random virtual address; None moves what a bzImage holds, as it would move itself.  ``map_files`` lets guest RAM
+    be the files themselves, privately, instead of copies: quicker to set up, slower for the guest, and the files
+    must not be written to meanwhile.
     ``interactive`` says whether standard input goes to the guest.
     """
 
@@ -50,7 +53,9 @@ class MachineSpec:
         "huge_pages",
         "initrd",
         "interactive",
+        "kaslr",
         "kernel",
+        "map_files",
         "memory",
         "poison",
         "protocol",
@@ -75,6 +80,8 @@ class MachineSpec:
         poison: int | None = None,
         coalesce: bool = True,
         extract: bool = True,
+        kaslr: bool | None = None,
+        map_files: bool = False,
         interactive: bool = True,
     ) -> None:
         if protocol not in PROTOCOLS:
@@ -103,4 +110,6 @@ class MachineSpec:
         self.poison = poison
         self.coalesce = coalesce
         self.extract = extract
+        self.kaslr = kaslr
+        self.map_files = map_files
         self.interactive = interactive

@@ -46,7 +46,7 @@ def image(tmp_path):
         (os.urandom(4096).replace(b"\x7fELF", b"xELF"), "not a kernel"),
         (ELF_ARM64, "aarch64"),
         (ARM64_IMAGE, "aarch64|arm64"),
-        (gzip.compress(b"x" * 1000), "gzip"),
+        (gzip.compress(b"x" * 1000), "unpacked"),
         (b"070701" + b"0" * 200, "cpio"),
         (b"MZ" + bytes(600), "not a kernel|PE|EFI"),
     ],

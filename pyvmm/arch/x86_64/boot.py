@@ -12,15 +12,17 @@ from __future__ import annotations
 import os
 
 from loader import bzimage, cmdline, elf, files, initrd
-from loader.enums import PVH_ADDRESS_MAX, SetupDataType, XLoadFlags
-from loader.errors import LoaderError
+from loader.enums import PVH_ADDRESS_MAX, LoadFlags, SetupDataType, XLoadFlags
+from loader.errors import LoaderError, NotAKernel
 from loader.kernel_file import open_kernel
 from pyvmm.arch.x86_64 import acpi, entry, layout
-from pyvmm.errors import ImageError
+from pyvmm.errors import ImageError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from loader.bzimage import BzImageHeader
+    from loader.elf import ElfImage
+    from loader.files import ImageFile
     from loader.kernel_file import KernelFile
     from loader.result import KernelLoaderResult
     from pyvmm.kvm import Vcpu
@@ -46,14 +48,28 @@ class Entry:
 
 
 def open_image(path: str) -> KernelFile:
-    """Open the kernel image and find that it is one for this architecture.  Raises LoaderError."""
-    return open_kernel(path, machine="x86_64")
+    """Open the kernel image, unpacked if it is a compressed file, and find that it is one for this architecture.
+
+    Raises LoaderError.
+    """
+    try:
+        return open_kernel(path, machine="x86_64")
+    except NotAKernel as error:
+        from loader import payload
+
+        with files.open_file(path) as file:
+            try:
+                packed = payload.find(file)
+            except LoaderError:
+                raise error from None  # not compressed: what was said of it first is what it is
+            return payload.open_unpacked(file, packed, machine="x86_64")
 
 
 def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     """Place everything; returns how to start.  Raises LoaderError, ImageError or GuestMemoryError."""
     header = bzimage.read_header(kernel) if kernel.format.value == "bzImage" else None
-    result = _load_kernel(kernel, header, spec, memory)
+    kernel.may_map = spec.map_files
+    result, moved = _load_kernel(kernel, header, spec, memory)
     protocol, rip = _choose(spec, kernel, header, result)
     for start, size in _merged(result.reserved):
         memory.claim(start, size, "kernel")
@@ -62,33 +78,39 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     memory.claim(layout.COMMAND_LINE, len(text) + 1, "command line")
     cmdline.load_cmdline(memory, layout.COMMAND_LINE, text)
     limit = PVH_ADDRESS_MAX if protocol == "pvh" else result.initrd_addr_max
-    ramdisk = _load_initrd(spec.initrd, memory, result, limit)
+    ramdisk = _load_initrd(spec, memory, result, limit)
     _place(memory, layout.ACPI_TABLES, acpi.build(spec.cpus), "ACPI tables")
     _place(memory, layout.RESET_STUB, layout.RESET_STUB_CODE, "reset stub")
 
     if protocol == "pvh":
         params = _write_start_info(spec, memory, ramdisk)
     else:
-        params = _write_zero_page(spec, memory, header, result, ramdisk)
+        params = _write_zero_page(spec, memory, header, result, ramdisk, moved=moved)
     return Entry(protocol, rip, params, needs_full_cpu=result.is_linux)
 
 
 def _load_kernel(
     kernel: KernelFile, header: BzImageHeader | None, spec: MachineSpec, memory: GuestMemory
-) -> KernelLoaderResult:
+) -> tuple[KernelLoaderResult, bool]:
+    """Load it; the result, and whether it was moved to a random virtual address.
+
+    A bzImage is moved by default, as it would move itself; a vmlinux if asked for.
+    """
     zeroed = spec.poison is None
     if header is None:
-        return elf.load(memory, kernel, machine=kernel.machine, memory_is_zero=zeroed)
+        image = elf.read_image(kernel, kernel.machine)
+        result = elf.load(memory, kernel, machine=kernel.machine, image=image, memory_is_zero=zeroed)
+        return result, bool(spec.kaslr) and _move(spec, memory, kernel, image, result, None)
     if spec.extract and spec.protocol == "auto" and header.xloadflags & XLoadFlags.KERNEL_64:
-        result = _load_unpacked(kernel, header, memory, zeroed)
-        if result is not None:
-            return result
-    return bzimage.load(memory, kernel, bzimage.place(memory, header), header=header)
+        unpacked = _load_unpacked(kernel, header, spec, memory)
+        if unpacked is not None:
+            return unpacked
+    return bzimage.load(memory, kernel, bzimage.place(memory, header), header=header), False
 
 
 def _load_unpacked(
-    kernel: KernelFile, header: BzImageHeader, memory: GuestMemory, zeroed: bool
-) -> KernelLoaderResult | None:
+    kernel: KernelFile, header: BzImageHeader, spec: MachineSpec, memory: GuestMemory
+) -> tuple[KernelLoaderResult, bool] | None:
     """Load the vmlinux that a bzImage holds; None if it cannot be had, or would not start as the bzImage does.
 
     The 64-bit entry of a vmlinux needs of the boot protocol only the zero page and the identity map (Linux
@@ -111,13 +133,48 @@ def _load_unpacked(
             starts_here = any(segment.paddr <= image.entry < segment.end for segment in image.segments)
             if not (image.is_linux and starts_here and image.base == header.pref_address):
                 return None
-            result = elf.load(memory, vmlinux, image=image, memory_is_zero=zeroed)
+            result = elf.load(memory, vmlinux, image=image, memory_is_zero=spec.poison is None)
         except LoaderError:  # too little memory for one: the bzImage knows better what it needs
             return None
+        moved = spec.kaslr is not False and _move(spec, memory, vmlinux, image, result, header)
     result.initrd_addr_max = header.initrd_addr_max
     result.cmdline_size = header.cmdline_size
     result.reserved = tuple(sorted((*result.reserved, (result.load_base, header.init_size))))
-    return result
+    return result, moved
+
+
+def _move(
+    spec: MachineSpec,
+    memory: GuestMemory,
+    file: ImageFile,
+    image: ElfImage,
+    result: KernelLoaderResult,
+    header: BzImageHeader | None,
+) -> bool:
+    """Give a loaded vmlinux a random virtual address, unless the command line says ``nokaslr``.
+
+    One that cannot be moved stays, and is an error only if it was to be moved by all means.
+    """
+    from loader import relocation
+    from loader.relocation_errors import RelocationError
+
+    if not relocation.wanted(spec.cmdline):
+        return False
+    if spec.protocol not in ("auto", "linux64"):
+        raise UsageError(
+            f"--kaslr is for the 64-bit entry, not the {spec.protocol} protocol", "leave one out"
+        )
+    try:
+        if header is None:
+            relocation.kaslr(memory, file, image, result)
+        else:
+            alignment, room = header.kernel_alignment, header.init_size
+            relocation.kaslr(memory, file, image, result, alignment=alignment, room=room)
+    except RelocationError:
+        if spec.kaslr:
+            raise
+        return False
+    return True
 
 
 def _choose(
@@ -159,13 +216,16 @@ def _merged(ranges: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
 
 
 def _load_initrd(
-    source: str | bytes | None, memory: GuestMemory, result: KernelLoaderResult, limit: int
+    spec: MachineSpec, memory: GuestMemory, result: KernelLoaderResult, limit: int
 ) -> tuple[int, int] | None:
     """Place the initrd as high as ``limit`` (its last byte) allows; (address, size), None if there is none."""
+    source = spec.initrd
     if source is None:
         return None
     image = files.open_file(source) if isinstance(source, str) else source
     try:
+        if not isinstance(image, bytes):
+            image.may_map = spec.map_files
         size = len(image) if isinstance(image, bytes) else image.size
         address = initrd.place(memory.ranges, size, result.reserved, limit)
         memory.claim(address, size, "initrd")
@@ -187,6 +247,8 @@ def _write_zero_page(
     header: BzImageHeader | None,
     result: KernelLoaderResult,
     ramdisk: tuple[int, int] | None,
+    *,
+    moved: bool,
 ) -> int:
     from loader.configurator import linux
 
@@ -205,6 +267,8 @@ def _write_zero_page(
         acpi_rsdp_addr=layout.ACPI_TABLES,
         setup_data_addr=setup_data,
     )
+    if moved:
+        params.hdr.loadflags |= LoadFlags.KASLR_FLAG
     memory.claim(layout.ZERO_PAGE, linux.ZERO_PAGE_SIZE, "zero page")
     linux.write(memory, layout.ZERO_PAGE, params)
     return layout.ZERO_PAGE
