@@ -180,6 +180,18 @@ def test_vmlinux(boot, vmlinux, protocol):
     assert "userspace reached" in done.console
 
 
+def test_vmlinux_at_a_random_address(boot, vmlinux, initrd):
+    """The panic tells the offset; without --kaslr it is 0 and the kernel says that it is disabled."""
+    end = f"{QUIET} pyvmm_end=panic"
+    moved = boot(vmlinux, "--initrd", initrd, "--kaslr", "--map", "--cmdline", end, "--timeout", "100")
+    assert moved.code == 120, moved
+    assert "userspace reached" in moved.console
+    offset = re.search(r"Kernel Offset: (0x[0-9a-f]+) from", moved.console)
+    assert offset is not None or "Kernel Offset: disabled" not in moved.console, moved
+    if offset is not None:  # absent only if chance chose 0, one in about 500
+        assert int(offset[1], 16) % (2 << 20) == 0
+
+
 def test_bzimage_by_the_32_bit_entry(boot, kernel):
     done = boot(kernel, "--verify", "--protocol", "linux32", "--cmdline", QUIET, "--timeout", "100")
     assert done.code == 0, done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pty
@@ -109,6 +110,29 @@ class TestHowItEnds:
     def test_two_expected_texts_are_both_waited_for(self, guests):
         assert boot(guests, "hello", "--expect", "hello", "--expect", "guest of").returncode == 0
         assert boot(guests, "hello", "--expect", "hello", "--expect", "goodbye").returncode == 121
+
+
+class TestImages:
+    def test_a_compressed_image_is_unpacked(self, guests, tmp_path):
+        path = tmp_path / "hello"
+        path.write_bytes(gzip.compress((guests / "hello.elf").read_bytes()))
+        done = run_pyvmm("boot", path)
+        assert done.returncode == 0, done
+        assert b"hello" in done.stdout
+
+    def test_mapped_and_copied_are_the_same_to_the_guest(self, guests, tmp_path):
+        initrd = tmp_path / "initrd"
+        initrd.write_bytes(os.urandom(1 << 20))
+        copied, mapped = (boot(guests, "memmap", "--initrd", initrd, *option) for option in ([], ["--map"]))
+        assert copied.returncode == mapped.returncode == 0
+        assert copied.stdout == mapped.stdout
+
+    def test_kaslr_of_what_cannot_be_moved_is_an_error_only_if_asked_for(self, guests):
+        assert boot(guests, "hello", "--no-kaslr").returncode == 0
+        done = boot(guests, "hello", "--kaslr")
+        assert done.returncode == 125
+        assert "relocation table" in done.stderr
+        assert boot(guests, "hello", "--kaslr", "--cmdline", "nokaslr").returncode == 0
 
 
 class TestConsole:
