@@ -13,6 +13,7 @@
 ``is_halted``           whether a vCPU waits for what cannot come
 ``advice``              a line for each word of a command line that this machine cannot honour
 ``post_mortem``         the lines that explain a triple fault or an internal error
+``whereabouts``         a line that says where a vCPU was when the time was up
 ``coalesced_ports``     (port, size) of ports whose writes need not leave the kernel one by one
 ``probe``               whether this host's KVM can run a stock kernel; ``require_hardware`` insists on it
 """

@@ -87,11 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(list(arguments))
     spec = _spec(options)
     _check_outputs(options)
-    if options.lab:
-        return _in_the_lab(options, list(arguments))
-    from pyvmm.machine.build import build
-
     try:
+        if options.lab:
+            return _in_the_lab(options, list(arguments))
+        from pyvmm.machine.build import build
+
         with build(spec) as machine:
             for line in machine.arch.advice(spec.cmdline):
                 say(f"pyvmm: note: {line}")
@@ -263,7 +263,10 @@ def _error_result(path: str | None, error: Exception) -> None:
 
 def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
     """The same boot inside the lab: the same paths, the same files coming back."""
+    from pyvmm.cli.lab import report
+    from pyvmm.errors import HostError
     from pyvmm.lab import Lab
+    from pyvmm.lab.foreground import run_in_foreground
 
     carry_in = [path for path in (options.kernel, options.initrd) if path is not None]
     carry_out = [path for path in (options.console_log, options.result) if path is not None]
@@ -271,10 +274,12 @@ def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file", "check the name")
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
-    with Lab() as lab:
-        # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
-        limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
-        status = lab.run(command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
-        if lab.timed_out:
-            say("pyvmm: the lab did not answer any more and was stopped")
-        return status
+    if not options.no_extract:
+        command.append("--no-extract")  # the lab has no cache, and would unpack slower than the guest in it
+    # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
+    limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
+    lab = Lab(report=report)
+    status = run_in_foreground(lab, command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
+    if lab.timed_out:
+        raise HostError("the lab did not answer any more and was stopped", "run it again")
+    return status

@@ -72,6 +72,8 @@ class Machine:
         self._measure()
         if self.end.outcome in (Outcome.TRIPLE_FAULT, Outcome.INTERNAL_ERROR):
             self.end.report = self._post_mortem()
+        elif self.end.outcome is Outcome.TIMEOUT:
+            self.end.report = self._whereabouts()
         return self.end
 
     def _measure(self) -> None:
@@ -92,6 +94,14 @@ class Machine:
                     lines = [f"the post-mortem failed: {type(error).__name__}: {error}"]
                 return lines
         return []
+
+    def _whereabouts(self) -> list[str]:
+        """Where each vCPU was when the time was up."""
+        stopped = [runner for runner in self.runners if not runner.running]
+        try:
+            return [self.arch.whereabouts(runner.vcpu, self.spec.kernel) for runner in stopped]
+        except Exception as error:  # as with a post-mortem
+            return [f"the vCPUs' state cannot be told: {type(error).__name__}: {error}"]
 
     def late_drain(self) -> None:
         """The drain timer, not an exit, emptied the ring: the guest writes and waits for the interrupt.

@@ -96,6 +96,7 @@ class TestHowItEnds:
         done, result = result_of(guests, tmp_path, "spin", "--timeout", "0.5")
         assert (done.returncode, result["outcome"]) == (124, "timeout")
         assert "time was up" in done.stderr
+        assert re.search(r"vCPU 0 was running, interrupts off, RIP 0x1\w+ \(\w+\+0x", done.stderr), done
 
     def test_expected_text_ends_the_run(self, guests, tmp_path):
         done, result = result_of(guests, tmp_path, "panic", "--expect", "not syncing: te")

@@ -35,6 +35,7 @@ __all__ = [
     "ram_ranges",
     "require_hardware",
     "supported_features",
+    "whereabouts",
 ]
 
 NAME = "x86_64"
@@ -124,6 +125,24 @@ def post_mortem(exit: Exit, vcpu: Vcpu, memory: GuestMemory, image: str) -> list
     from pyvmm.arch.x86_64.stop import capture
 
     return report(capture(vcpu, exit, vcpu.id), memory, symbols=_symbols(image))
+
+
+def whereabouts(vcpu: Vcpu, image: str) -> str:
+    """Where ``vcpu`` was when the run was stopped, in a line for a person who wonders why nothing happened."""
+    from pyvmm.arch.x86_64.registers import RFLAGS
+    from pyvmm.arch.x86_64.stop import Stop
+    from pyvmm.kvm.uapi import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE
+
+    state = vcpu.get_mp_state()
+    if state not in (KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_HALTED):
+        return f"vCPU {vcpu.id} was never started"
+    stop = Stop(0, vcpu.get_regs(), vcpu.get_sregs())
+    symbols = _symbols(image)
+    name = symbols.find(stop.rip) if symbols is not None else ""
+    doing = "halted" if state == KVM_MP_STATE_HALTED else "running"
+    interrupts = "on" if stop.regs.rflags & RFLAGS.IF else "off"
+    where = f"RIP {stop.rip:#x}{f' ({name})' if name else ''}, {stop.mode}"
+    return f"vCPU {vcpu.id} was {doing}, interrupts {interrupts}, {where}"
 
 
 def _symbols(image: str) -> Symbols | None:
