@@ -56,6 +56,7 @@ class EventLoop:
         self._input_open = False
         self._input_dropped = False
         self._halt_silence = HALT_SILENCE
+        self._asked_at = 0.0  # when the vCPUs were asked last
         self._asked = False  # the vCPUs were asked, and have not all answered
         self._panicked = 0.0  # when the panic was seen
         self._panic_done = False
@@ -158,8 +159,7 @@ class EventLoop:
         until = self._deadline - now
         if self._panicked:
             until = min(until, PANIC_SILENCE / 20)
-        heard = max(self._console.last_output, self._machine.started)
-        until = min(until, 0.1 if self._asked else max(0.01, heard + self._halt_silence - now + 0.01))
+        until = min(until, 0.1 if self._asked else self._silent_since() + self._halt_silence - now + 0.01)
         if self._machine.coalescer is not None:
             active = now - self._console.last_output < 1.0
             until = min(until, DRAIN_ACTIVE if active else DRAIN_QUIET)
@@ -258,11 +258,16 @@ class EventLoop:
                 self._machine.ends.append(
                     End(Outcome.SHUTDOWN, detail="the guest halted, and nothing can wake it")
                 )
-        elif now - max(self._console.last_output, self._machine.started) > self._halt_silence:
+        elif now > self._silent_since() + self._halt_silence:
+            self._asked_at = now
             self._halt_silence = min(2 * self._halt_silence, HALT_SILENCE_MOST)
             self._asked = True
             for runner in runners:
                 runner.ask_whether_halted()
+
+    def _silent_since(self) -> float:
+        """Since when nothing has been heard of the guest, and nothing asked."""
+        return max(self._console.last_output, self._machine.started, self._asked_at)
 
     def _stop_vcpus(self) -> None:
         """Kick every vCPU until its thread is gone; a kick between two exits is seen at the next KVM_RUN."""

@@ -82,6 +82,10 @@ class TestHowItEnds:
         assert (done.returncode, result["outcome"]) == (0, "shutdown")
         assert "nothing can wake it" in result["detail"]
 
+    def test_a_silent_guest_is_seldom_asked(self, guests, tmp_path):
+        _, result = result_of(guests, tmp_path, "spin", "--timeout", "7")
+        assert result["exits"]["by_device"]["KVM_EXIT_INTR"] <= 4  # after 2 and 6 s, and to stop it
+
     def test_reset_within_the_ports_of_pci(self, guests, tmp_path):
         _, result = result_of(guests, tmp_path, "reset")
         assert result["outcome"] == "reset"
