@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from pyvmm.cli import run
 
-from pyvmm.cli import main
-
-sys.exit(main())
+run()

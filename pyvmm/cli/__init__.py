@@ -15,6 +15,7 @@ from pyvmm.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
 EXIT_ERROR = 125
 
@@ -56,6 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             "hint: this is a bug in pyvmm; PYVMM_DEBUG=1 shows where it happened",
         )
         return EXIT_ERROR
+
+
+def run() -> NoReturn:
+    """The ``pyvmm`` command.  After a boot everything has been closed and said, so that the interpreter need not take
+    itself apart first, which would take as long as building the machine did."""
+    code = main()
+    if "pyvmm.machine.build" not in sys.modules or "pyvmm.lab" in sys.modules:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # its reader went away
+    os._exit(code)
 
 
 def _occupy_standard_descriptors() -> None:

@@ -19,6 +19,10 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, width=min(int(columns) if columns.isdigit() else 100, 100))
 
 
+# argparse looks its own words up in gettext's catalogues, which it has none of, and imports locale for that.
+argparse._ = lambda text: text  # type: ignore[attr-defined]
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors and whose options cannot be abbreviated."""
 
