@@ -131,6 +131,12 @@ def apply(
             f"the image at {result.load_base:#x}..{result.kernel_end:#x} is not one piece of RAM"
         )
     low = (_LINK_LOW + image.base) & 0xFFFF_FFFF
+    if low + size > 1 << 32:  # a word would stand for two places, and the sums below pass 32 bits
+        raise RelocationOutsideImage(
+            f"the image at {result.load_base:#x}..{result.kernel_end:#x}, linked for {image.base:#x}, passes the end"
+            " of the kernel's mapping",
+            "was the file changed after it was built?",
+        )
     view = memory.slice(result.load_base, size)
     loops = machine_code.routines()
     run = _run_natively if loops is not None else _run

@@ -269,7 +269,9 @@ def fuzz_cpio(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    name.removeprefix("fuzz_"): function for name, function in list(globals().items()) if name.startswith("fuzz_")
+    name.removeprefix("fuzz_"): function
+    for name, function in list(globals().items())
+    if name.startswith("fuzz_")
 }
 
 assert array("I").itemsize == 4
