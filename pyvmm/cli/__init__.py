@@ -68,8 +68,8 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):
-            pass  # its reader went away
+        except (OSError, ValueError, AttributeError):
+            pass  # its reader went away, or it was closed from the start
     os._exit(code)
 
 
