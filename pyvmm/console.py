@@ -181,6 +181,18 @@ class Console:
         """How many bytes each output did not take, after the end; empty if all took everything."""
         return {o.name: o.lost + len(o.pending) for o in self.outputs if o.lost or o.pending}
 
+    def in_a_line(self) -> bool:
+        """Whether the last thing printed was not a whole line."""
+        return bool(self._tail) and self._tail[-1:] not in b"\r\n"
+
+    def panic(self) -> str:
+        """What the kernel said it panicked of: the first line with :data:`PANIC_START` that is in the tail."""
+        at = self._tail.find(PANIC_START)
+        if at < 0:
+            return ""
+        line = self._tail[at : at + LINE_CHARACTERS].split(b"\n")[0]
+        return line.decode("utf-8", "replace").strip()
+
     def tail(self) -> str:
         """The last :data:`TAIL_BYTES` bytes of the console as text, undecodable bytes replaced."""
         return self._tail[-TAIL_BYTES:].decode("utf-8", "replace")

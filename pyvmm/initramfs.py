@@ -129,7 +129,7 @@ def verify_initramfs(architecture: str) -> bytes:
     except FileNotFoundError:
         raise HostError(
             f"pyvmm's own init for {architecture} has not been built: {path} is missing",
-            "run scripts/build-guests (it needs gcc)",
+            "in the checkout, run scripts/build-guests (it needs gcc); install a copy of pyvmm again after that",
         ) from None
     return archive((CONSOLE, file("init", init, 0o755)))
 

@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(
+            "pyvmm: nobody reads the output any more",
+            "hint: keep its reader running, or send the output to a file",
+        )
         return EXIT_ERROR
     except Exception as error:
         if os.environ.get("PYVMM_DEBUG"):

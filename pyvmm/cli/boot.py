@@ -155,17 +155,33 @@ def _describe(machine: Machine) -> None:
 
 def _report(machine: Machine, result: str | None) -> int:
     """Say how the run ended where that is not obvious, write the result file, return the exit code."""
+    from pyvmm.machine.outcome import EXIT_COLLISION, Outcome
+
     end = machine.end
     assert end is not None
     code = machine.exit_code()
     if code:
         words = end.outcome.describe() + (f": {end.detail}" if end.detail else "")
+        if end.status is not None and end.outcome is Outcome.EXIT:
+            words += f", {end.status}"
+            if code == EXIT_COLLISION != end.status:
+                words += f" (given as {code}: from 120 on the codes are pyvmm's own)"
+        if end.outcome is Outcome.TIMEOUT:
+            words += f" after {machine.spec.timeout:g} s (--timeout)"
         absent = machine.absent()
         if absent and code == 121:
             words += f", and the console never showed {', '.join(map(repr, absent))}"
         for name, count in machine.console.lost().items():
             words += f"; {count} bytes of console were not taken by {name}"
+        if machine.console.in_a_line():
+            say("")
         say(f"pyvmm: {words}", *(f"  {line}" if line else "" for line in end.report))
+        if (
+            end.outcome is Outcome.PANIC
+            and "Unable to mount root fs" in end.detail
+            and not machine.spec.initrd
+        ):
+            say("hint: the kernel found no root file system: give --initrd FILE, or try --verify")
     if result is not None:
         _write_result(result, machine.result())
     return code
@@ -279,7 +295,12 @@ def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
     # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
     limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
     lab = Lab(report=report)
-    status = run_in_foreground(lab, command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
+    try:
+        status = run_in_foreground(lab, command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
+    except BrokenPipeError:
+        raise HostError(
+            "nobody reads the output any more", "keep its reader running, or send the output to a file"
+        ) from None
     if lab.timed_out:
         raise HostError("the lab did not answer any more and was stopped", "run it again")
     return status

@@ -293,7 +293,5 @@ class EventLoop:
         if self._panicked and end.outcome in follows:
             end = End(Outcome.PANIC, report=end.report)
         if end.outcome is Outcome.PANIC:
-            panic = next((w for w in self._console.watches if w.text is PANIC_START), None)
-            if panic is not None:
-                end.detail = self._console.line_with(panic)
+            end.detail = self._console.panic()
         return end
