@@ -65,8 +65,8 @@ class Output:
 class Console:
     """Collects what the guest prints.
 
-    ``outputs`` are (file descriptor, name) pairs; ``watches`` the texts looked for; ``wake`` is called, from
-    the vCPU thread, when there is something to collect.
+    ``outputs`` are (file descriptor, name) pairs; ``watches`` the texts looked for.  ``wake_fd`` is an eventfd that
+    becomes readable when there is something to collect.
     """
 
     def __init__(self, outputs: Sequence[tuple[int, str]] = (), watches: Sequence[Watch] = ()) -> None:
