@@ -63,7 +63,7 @@ def build(spec: MachineSpec) -> Machine:
         if entry.needs_full_cpu:
             arch.require_hardware(system)
         vm = _keep(closers, system.create_vm())
-        arch.prepare_vm(system, vm)
+        arch.prepare_vm(vm)
         for slot, region in enumerate(memory.regions):
             vm.set_user_memory_region(slot, region.start, region.size, region.host_address)
 

@@ -26,7 +26,7 @@ class Machine:
         self.system = system
         self.memory = GuestMemory(layout.ram_ranges(4 * layout.MIB), poison=0xA5)
         self.vm: Vm = system.create_vm()
-        setup.prepare_vm(system, self.vm)
+        setup.prepare_vm(self.vm)
         for slot, region in enumerate(self.memory.regions):
             self.vm.set_user_memory_region(slot, region.start, region.size, region.host_address)
         self.vcpus: list[Vcpu] = [self.vm.create_vcpu(index) for index in range(count)]

@@ -19,23 +19,12 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.kvm.vm import Vm
 
-REQUIRED = (
-    Cap.IRQCHIP,
-    Cap.USER_MEMORY,
-    Cap.SET_TSS_ADDR,
-    Cap.EXT_CPUID,
-    Cap.PIT2,
-    Cap.SET_IDENTITY_MAP_ADDR,
-    Cap.IMMEDIATE_EXIT,
-)
 
-
-def prepare_vm(system: System, vm: Vm) -> None:
+def prepare_vm(vm: Vm) -> None:
     """Give ``vm`` KVM's private pages, the in-kernel interrupt controllers and the timer, before any vCPU.
 
-    Raises CapabilityMissing where this host's KVM lacks one of REQUIRED.
+    That the host's KVM has what this needs is checked before (CAPABILITIES of the architecture).
     """
-    system.require(*REQUIRED)
     vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
     vm.set_tss_addr(layout.KVM_TSS)
     vm.create_irqchip()
