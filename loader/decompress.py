@@ -42,45 +42,42 @@ if TYPE_CHECKING:
 
 
 CHUNK = 1 << 20
+FIRST_PIECE = 4 << 10  # of a stream; what a decompressor did not want of a piece is read again
+STREAMS_MAX = 64 << 10  # after each other; the smallest that parallel compressors make hold 64 KiB
 LZMA_MEMORY = 256 << 20  # xz -9 takes 64 MiB to unpack, the kernel's own options 32 MiB
 LZ4_BLOCK = 8 << 20  # of the legacy format; a compressed block is at most slightly larger than that
 LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
 class Source:
-    """Compressed bytes of ``file`` from ``offset`` to ``offset + size``, read once from front to back.
+    """Compressed bytes of ``file`` from ``offset`` to ``offset + size``, read from front to back."""
 
-    ``pushed`` bytes come first again.
-    """
-
-    __slots__ = ("_end", "_file", "_offset", "_pushed", "path")
+    __slots__ = ("_end", "_file", "_offset", "path")
 
     def __init__(self, file: ImageFile, offset: int, size: int) -> None:
         self._file = file
         self._offset = offset
         self._end = min(offset + size, file.size)
-        self._pushed = b""
         self.path = file.path
 
     @property
     def remaining(self) -> int:
-        return len(self._pushed) + self._end - self._offset
+        return self._end - self._offset
 
     def push(self, data: bytes) -> None:
-        """Put back what was read too far."""
-        self._pushed = data + self._pushed
+        """Put back what was read too far: the next read starts there, and nothing is kept meanwhile."""
+        self._offset -= len(data)
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes, or as many as are left."""
-        head, self._pushed = self._pushed[:size], self._pushed[size:]
-        size = min(size - len(head), self._end - self._offset)
+        size = min(size, self._end - self._offset)
         if size <= 0:
-            return head
+            return b""
         data = self._file.read(self._offset, size)
         self._offset += len(data)
         if len(data) < size:  # the file has been cut since it was opened
             self._end = self._offset
-        return head + data if head else data
+        return data
 
     def take(self, size: int) -> bytes:
         """Exactly ``size`` bytes; PayloadTruncated if there are fewer."""
@@ -228,15 +225,21 @@ def _stream(
     make: Callable[[], Decompressor],
     error: type[Exception],
 ) -> None:
-    """Unpack streams that follow each other (as parallel compressors make them) until something else comes."""
-    while True:
+    """Unpack streams that follow each other (as parallel compressors make them) until something else comes.
+
+    The pieces of a stream grow with it, so that many tiny streams do not each cost the reading of a large one;
+    more than STREAMS_MAX are PayloadCorrupt.
+    """
+    for _ in range(STREAMS_MAX):
         stream = make()
+        piece = FIRST_PIECE
         while not stream.eof:
             data = b""
             if stream.needs_input:
-                data = source.read(CHUNK)
+                data = source.read(piece)
                 if not data:
                     raise source.truncated()
+                piece = min(2 * piece, CHUNK)
             try:
                 # One byte more than there is room for: enough to see that it is too much.
                 result = stream.decompress(data, min(CHUNK, sink.room + 1))
@@ -250,3 +253,4 @@ def _stream(
         source.push(head)
         if head != magic:
             return
+    raise source.corrupt(name, f"more than {STREAMS_MAX} streams after each other")

@@ -6,6 +6,7 @@ import gzip
 import os
 import struct
 import sys
+import time
 import tracemalloc
 import zlib
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from loader_images import as_file, bzimage
 from payload_images import COMMANDS, MODULES, compress, packed_bzimage, vmlinux, with_payload
 
-from loader import payload
+from loader import decompress, payload
 from loader.bzimage import read_header
 from loader.detect import Format
 from loader.errors import LoaderError, NotAKernel, WrongMachine
@@ -119,6 +120,45 @@ def test_streams_after_each_other():
     for kind in ("gzip", "bzip2", "xz", "zstd"):
         data = compress(kind, ARM64_IMAGE[:3000]) + compress(kind, ARM64_IMAGE[3000:]) + b"other"
         assert unpacked(data) == ARM64_IMAGE, kind
+
+
+def test_streams_after_each_other_have_an_end(monkeypatch):
+    monkeypatch.setattr(decompress, "STREAMS_MAX", 3)
+    for kind in ("gzip", "bzip2", "xz", "zstd"):
+        packed = compress(kind, ARM64_IMAGE)
+        assert unpacked(packed * 3 + b"other") == ARM64_IMAGE * 3, kind
+        with pytest.raises(PayloadCorrupt, match=f"its {kind} data .* more than 3 streams after each other"):
+            unpacked(packed * 4)
+
+
+def test_tiny_streams_are_not_each_read_with_all_that_follows(monkeypatch):
+    """Once found: 10 MiB of empty gzip members took half a minute, and a processor, to copy what follows each."""
+    pieces: list[int] = []
+
+    class Watched(decompress._Gzip):
+        __slots__ = ()
+
+        def decompress(self, data, max_length):
+            pieces.append(len(data))
+            return super().decompress(data, max_length)
+
+    monkeypatch.setattr(decompress, "_Gzip", Watched)
+    large = gzip.compress(os.urandom(3 * MIB))
+    for tiny, count in ((gzip.compress(b""), 2000), (gzip.compress(b"x" * 900), 2000)):
+        pieces.clear()
+        unpack_all(large + tiny * count)
+        assert max(pieces) == decompress.CHUNK  # the large one is read quickly
+        assert sum(pieces) < 6 * MIB + count * 4096
+        assert len(pieces) < 30 + count * 2
+
+
+def test_ten_mebibytes_of_empty_streams_are_given_up_soon():
+    member = gzip.compress(b"")
+    start = time.process_time()
+    with pytest.raises(PayloadCorrupt, match="more than 65536 streams"):
+        unpack_all(member * (10 * MIB // len(member)))
+    assert time.process_time() - start < 10
+    assert unpack_all.written == 0
 
 
 def test_lz4_repeated_magic_and_appended_size():
