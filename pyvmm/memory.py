@@ -2,79 +2,23 @@
 
 KVM maps these pages into the guest ("KVM_SET_USER_MEMORY_REGION", Linux ``Documentation/virt/kvm/api.rst``).
 Nothing here touches a page before it is asked to, so a guest costs the host only the memory it uses.
+Another process that serves a device (vhost-user) maps the same pages: then each region is a memfd.
 Addresses are guest physical addresses; sizes are bytes; ends are exclusive.
 """
 
 from __future__ import annotations
 
-import mmap
-from ctypes import CDLL, addressof, c_char, c_int, c_int64, c_size_t, c_void_p, memset
+from ctypes import memset
 from os import strerror
 
 from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.memory_region import PAGE, Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PAGE = mmap.PAGESIZE
-HUGE_PAGE = 2 << 20
-_MAP_NORESERVE = 0x4000  # asm-generic/mman.h; mmap.MAP_NORESERVE only from Python 3.13
-_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2  # linux/mman.h
-_MAP_FAILED = c_void_p(-1).value
 _ADDRESS_SPACE = 1 << 64
-
-
-class Region:
-    """A contiguous range of guest RAM from ``start`` to ``end``, at ``host_address`` in this process.
-
-    ``view`` is all of it, writable.  Files may be mapped over pages of it (:meth:`GuestMemory.map_file`).
-    """
-
-    __slots__ = ("_mapping", "end", "host_address", "size", "start", "view")
-
-    def __init__(self, start: int, size: int) -> None:
-        self.start = start
-        self.size = size
-        self.end = start + size
-        # Huge pages need guest and host addresses that agree in their low 21 bits, and mmap() of the
-        # standard library takes no address: map more, and use the part that fits.
-        spare = HUGE_PAGE if size >= HUGE_PAGE else 0
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        try:
-            self._mapping = mmap.mmap(-1, size + spare, flags)
-        except (OSError, OverflowError, ValueError) as error:
-            reason = strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-            raise HostError(
-                f"the host cannot reserve {size:#x} bytes of guest RAM: {reason}",
-                "give the guest less memory",
-            ) from None
-        base = addressof(c_char.from_buffer(self._mapping))
-        offset = (start - base) % HUGE_PAGE if spare else 0
-        self.host_address = base + offset
-        self.view = memoryview(self._mapping)[offset : offset + size]
-
-    def advise_huge_pages(self) -> None:
-        """Ask the kernel for transparent huge pages (MADV_HUGEPAGE)."""
-        offset = self.host_address - addressof(c_char.from_buffer(self._mapping))
-        try:
-            self._mapping.madvise(mmap.MADV_HUGEPAGE, offset, self.size)
-        except OSError as error:
-            raise HostError(
-                f"this host has no transparent huge pages: {strerror(error.errno or 0)}",
-                "boot without huge pages",
-            ) from None
-
-    def close(self) -> None:
-        """Unmap.  While slices are still in use elsewhere, the memory goes with the last of them instead."""
-        self.view.release()
-        try:
-            self._mapping.close()
-        except BufferError:
-            del self._mapping
-
-    def __repr__(self) -> str:
-        return f"<Region {self.start:#x}-{self.end:#x}>"
 
 
 class Claim:
@@ -95,7 +39,8 @@ class Claim:
 class GuestMemory:
     """All RAM of a guest: a mapping for each ``(start, size)`` of ``ranges``; a context manager.
 
-    ``huge_pages`` asks for transparent huge pages.  ``poison`` fills all of RAM with that byte, which touches
+    ``huge_pages`` asks for transparent huge pages.  ``shared`` makes each region a memfd, which a process that
+    serves a device can map as well (:attr:`Region.fd`).  ``poison`` fills all of RAM with that byte, which touches
     every page, so that a reliance on zeroes shows.  Raises GuestMemoryError unless
     the ranges are page aligned and apart.
     An access lies within one region, even where another adjoins.
@@ -104,7 +49,12 @@ class GuestMemory:
     __slots__ = ("claims", "ranges", "regions", "size")
 
     def __init__(
-        self, ranges: Sequence[tuple[int, int]], *, huge_pages: bool = False, poison: int | None = None
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        huge_pages: bool = False,
+        poison: int | None = None,
+        shared: bool = False,
     ) -> None:
         self.ranges = sorted(ranges)
         self.claims: list[Claim] = []
@@ -113,7 +63,7 @@ class GuestMemory:
         _check_ranges(self.ranges)
         try:
             for start, size in self.ranges:
-                region = Region(start, size)
+                region = Region(start, size, shared=shared)
                 self.regions += (region,)
                 self.size += size
                 if huge_pages:
@@ -179,8 +129,9 @@ class GuestMemory:
         """Replace ``size`` bytes at ``address`` by those of file ``fd`` from ``offset``, without a copy.
 
         The mapping is private: what the guest writes stays its own.  Whole pages only, by the host's page
-        size: False, and nothing has changed, where one of the three numbers is not aligned, or the file
-        cannot be mapped: then read it.  The file must reach to ``offset + size`` and must stay as it is until
+        size: False, and nothing has changed, where one of the three numbers is not aligned, where the memory
+        is shared (no other process would see the file), or where the file cannot be mapped: then read it.
+        The file must reach to ``offset + size`` and must stay as it is until
         the memory is closed: what is written to it later may show in the guest, and pages that are cut off
         it are lost (SIGBUS here, EFAULT from KVM_RUN).  Map what nobody writes in place, as a file of a
         cache that is only ever replaced by rename(2).
@@ -188,22 +139,24 @@ class GuestMemory:
         No page is touched (no MAP_POPULATE): a guest reads part of its image only, and each page populated
         for reading would fault again on the first write.
         """
-        target = self.host_address(address, size)
-        if size == 0 or (address | size | offset) % PAGE:
-            return False
-        libc = _libc()
-        both = mmap.PROT_READ | mmap.PROT_WRITE
-        # Elsewhere first: a file that cannot be mapped must not take the RAM away, as MAP_FIXED would.
-        where = libc.mmap(None, size, both, mmap.MAP_PRIVATE | _MAP_NORESERVE, fd, offset)
-        if where == _MAP_FAILED:
-            return False
-        if libc.mremap(where, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, target) != target:
-            libc.munmap(where, size)
-            raise HostError(
-                f"the host cannot map {size:#x} bytes of a file over guest address {address:#x}",
-                "free some of the host's memory, or raise vm.max_map_count",
-            )
-        return True
+        return self._region(address, size).map_file(address, size, fd, offset)
+
+    def discard(self, address: int, size: int) -> None:
+        """Give the host back the pages that lie wholly in ``size`` bytes at ``address``; they read as zeroes then.
+
+        For a shared region they are gone from the memfd, and so for every process that maps it.
+        Raises GuestMemoryError outside RAM, HostError where the kernel refuses.
+        """
+        region = self._region(address, size)
+        start, end = -(-address // PAGE) * PAGE, (address + size) // PAGE * PAGE
+        if start < end:
+            try:
+                region.discard(start, end - start)
+            except OSError as error:
+                raise HostError(
+                    f"the host does not take back {end - start:#x} bytes of guest RAM at {start:#x}: "
+                    f"{strerror(error.errno or 0)}"
+                ) from None
 
     def read_u16(self, address: int) -> int:
         """The little-endian 16-bit number at ``address``."""
@@ -290,13 +243,3 @@ def _check_ranges(ranges: list[tuple[int, int]]) -> None:
         if start < end:
             raise GuestMemoryError(f"{what} overlaps the one that ends at {end:#x}")
         end = start + size
-
-
-def _libc() -> CDLL:
-    """The C library with the prototypes of the calls that the mmap module does not offer."""
-    libc = CDLL(None)
-    libc.mmap.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, c_int64)
-    libc.mremap.argtypes = (c_void_p, c_size_t, c_size_t, c_int, c_void_p)
-    libc.munmap.argtypes = (c_void_p, c_size_t)
-    libc.mmap.restype = libc.mremap.restype = c_void_p
-    return libc
