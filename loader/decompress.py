@@ -120,6 +120,11 @@ class Sink:
         """The bytes that may still come."""
         return self.limit - self.total
 
+    def check_time(self) -> None:
+        """PayloadTimeout if the time is over: for what goes on without writing."""
+        if time.monotonic() > self._deadline:
+            raise PayloadTimeout(f"{self._path}: unpacking takes too long", "unpack it beforehand")
+
     def write(self, data: bytes) -> None:
         """Write all of ``data``.  PayloadTooLarge, PayloadTimeout; OSError where the system refuses."""
         if len(data) > self.room:
@@ -127,8 +132,7 @@ class Sink:
                 f"{self._path}: unpacks to more than {self.limit:#x} bytes, and that is the most it may",
                 "the file is damaged, or no kernel",
             )
-        if time.monotonic() > self._deadline:
-            raise PayloadTimeout(f"{self._path}: unpacking takes too long", "unpack it beforehand")
+        self.check_time()
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -40,6 +40,7 @@ def _legacy(block: ModuleType, source: Source, sink: Sink) -> None:
     while source.remaining:
         word = source.take(4)
         if word == LZ4_LEGACY:
+            sink.check_time()
             continue
         size = int.from_bytes(word, "little")
         if not source.remaining and sink.total & 0xFFFF_FFFF == size:

@@ -159,17 +159,18 @@ def accepts_setup_data(header: BzImageHeader | None, kind: int) -> bool:
 def write_setup_data(memory: Memory, addr: int, nodes: Iterable[tuple[int, bytes]]) -> int:
     """Write (SetupDataType, data) nodes from ``addr`` on as a linked list; returns its end.
 
-    Each node starts on an 8-byte boundary, as does ``addr``.  Without nodes nothing is written: pass 0 to
-    :func:`build`.  Raises SetupDataPastRamEnd.
+    Each node starts on an 8-byte boundary, as does ``addr``, which is not 0: that ends a list.  Without nodes
+    nothing is written: pass 0 to :func:`build`.  Raises SetupDataPastRamEnd.
     """
     head_size = ctypes.sizeof(setup_data)
     nodes = list(nodes)
     for index, (kind, data) in enumerate(nodes):
         end = addr + head_size + len(data)
         following = (end + 7) & ~7
-        if addr % 8 or not memory.contains(addr, head_size + len(data)):
+        if not addr or addr % 8 or not memory.contains(addr, head_size + len(data)):
             raise SetupDataPastRamEnd(
-                f"setup_data of type {kind}, {len(data)} bytes, at {addr:#x}: not RAM, or not 8-byte aligned"
+                f"setup_data of type {kind}, {len(data)} bytes, at {addr:#x}: not RAM, or not 8-byte aligned,"
+                " or 0, which ends a list"
             )
         last = index == len(nodes) - 1
         memory.write(addr, bytes(setup_data(next=0 if last else following, type=kind, len=len(data))) + data)

@@ -134,6 +134,13 @@ class TestHeader:
             with pytest.raises(errors.ReadProgramHeader, match="reading at 0x40"):
                 elf.read_image(file)
 
+    def test_the_file_ends_where_the_section_headers_do(self):
+        data = bytearray(bytes(kernel()))
+        struct.pack_into("<Q", data, 0x28, 0x4321)
+        struct.pack_into("<2H", data, 0x3A, 64, 5)
+        with as_file(bytes(data)) as file:
+            assert elf.read_image(file).end == 0x4321 + 5 * 64
+
     def test_nothing_among_the_program_headers(self):
         refuse(kernel(phnum=0), errors.ReadProgramHeader, "none of the 0 program headers")
         refuse(Elf([Phdr(memsz=0)]), errors.ReadProgramHeader, "none of the 1 program headers at 0x40")

@@ -269,6 +269,9 @@ def test_bomb_of_unknown_size():
 def test_time_is_bounded():
     with pytest.raises(PayloadTimeout):
         unpacked(packed_bzimage("gzip", vmlinux()), seconds=-1.0)
+    pytest.importorskip("lz4.block")
+    with pytest.raises(PayloadTimeout):  # frames of no block at all
+        unpacked(b"\x02\x21\x4c\x18" * 1000, seconds=-1.0)
 
 
 def test_no_payload():
