@@ -27,9 +27,10 @@ PAGE_DIRECTORIES = 0xB000  # four, one for each GiB
 COMMAND_LINE = 0x2_0000
 COMMAND_LINE_SIZE = 0x1_0000
 SETUP_DATA = 0x3_0000  # what the zero page has no field for: the RNG seed
-EBDA = 0x9_FC00  # the end of what the kernel may use of low RAM; an MP table goes here
+EBDA = 0x9_FC00  # the end of what the kernel may use of low RAM
 VGA_HOLE = 0xA_0000
 ACPI_TABLES = 0xE_0000  # the RSDP first, where a kernel that is told nothing searches for it
+MP_TABLE = 0xF_0000  # the floating pointer first, in the window that a kernel without ACPI searches (mptable.py)
 RESET_STUB = 0xF_FFF0  # the BIOS reset vector f000:fff0: Linux jumps here to restart (see RESET_STUB_CODE)
 LOW_RAM_END = EBDA
 HIMEM = 0x10_0000  # where kernels are loaded
@@ -58,6 +59,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (EBDA, 0x400, "EBDA"),
     (VGA_HOLE, 0x4_0000, "VGA and option ROM window"),
     (ACPI_TABLES, 0x1_0000, "ACPI tables"),
+    (MP_TABLE, 0x2000, "MP table"),
     (RESET_STUB, 0x10, "reset stub"),
     (HIMEM, HOLE - HIMEM, "RAM from 1 MiB"),
     (IOAPIC, 0x1000, "IOAPIC"),
@@ -104,6 +106,7 @@ PORT_MAP: tuple[tuple[int, int, str], ...] = (
 # -- interrupts (GSI = ISA IRQ: the IOAPIC's first 16 pins) ---------------------------------------------
 
 COM1_IRQ, COM2_IRQ = 4, 3
+GED_GSI = 9  # the power button's event (acpi.py); what a PC's ACPI has for its SCI, which this machine has none of
 IOAPIC_PINS = 24
 
 # -- RAM ------------------------------------------------------------------------------------------------
