@@ -15,7 +15,7 @@ from loader import bzimage, cmdline, elf, files, initrd
 from loader.enums import PVH_ADDRESS_MAX, LoadFlags, SetupDataType, XLoadFlags
 from loader.errors import LoaderError, NotAKernel
 from loader.kernel_file import open_kernel
-from pyvmm.arch.x86_64 import acpi, entry, layout
+from pyvmm.arch.x86_64 import acpi, entry, layout, mptable
 from pyvmm.errors import ImageError, UsageError
 
 TYPE_CHECKING = False
@@ -80,6 +80,7 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     limit = PVH_ADDRESS_MAX if protocol == "pvh" else result.initrd_addr_max
     ramdisk = _load_initrd(spec, memory, result, limit)
     _place(memory, layout.ACPI_TABLES, acpi.build(spec.cpus), "ACPI tables")
+    _place(memory, layout.MP_TABLE, mptable.build(spec.cpus), "MP table")
     _place(memory, layout.RESET_STUB, layout.RESET_STUB_CODE, "reset stub")
 
     if protocol == "pvh":
