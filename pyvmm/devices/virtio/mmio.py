@@ -1,0 +1,366 @@
+"""The virtio-mmio transport: a page of registers between a driver and a device.
+
+virtio 1.2, section 4.2 (registers: 4.2.2), 3.1 (initialization) and 2.1 (status); Linux drivers/virtio/virtio_mmio.c.
+
+The registers stand in a page of host memory, always as the driver has to see them: a read needs no code of ours, so
+the page can be given to KVM as memory that the guest may only read.  A request then makes no exit at all: QueueNotify
+and InterruptACK are eventfds, and InterruptStatus says "used buffer" for as long as the device is active.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from ctypes import addressof, c_char
+
+from pyvmm.devices.virtio import features as f
+from pyvmm.devices.virtio.device import Link
+from pyvmm.devices.virtio.queue import Queue
+from pyvmm.errors import PyvmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.devices.virtio.device import VirtioDevice
+    from pyvmm.memory import GuestMemory
+
+PAGE_SIZE = 0x1000  # of registers, whatever the host's pages are
+
+MAGIC_VALUE, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
+DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x010, 0x014
+DRIVER_FEATURES, DRIVER_FEATURES_SEL = 0x020, 0x024
+QUEUE_SEL, QUEUE_NUM_MAX, QUEUE_NUM, QUEUE_READY = 0x030, 0x034, 0x038, 0x044
+QUEUE_NOTIFY = 0x050
+INTERRUPT_STATUS, INTERRUPT_ACK = 0x060, 0x064
+STATUS = 0x070
+QUEUE_DESC_LOW, QUEUE_DESC_HIGH = 0x080, 0x084
+QUEUE_DRIVER_LOW, QUEUE_DRIVER_HIGH = 0x090, 0x094
+QUEUE_DEVICE_LOW, QUEUE_DEVICE_HIGH = 0x0A0, 0x0A4
+SHM_SEL, SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH = 0x0AC, 0x0B0, 0x0B4, 0x0B8, 0x0BC
+CONFIG_GENERATION = 0x0FC
+CONFIG = 0x100
+
+MAGIC = int.from_bytes(b"virt", "little")
+VENDOR = int.from_bytes(b"PyVM", "little")
+#: Status bits that the driver can set; the device alone sets NEEDS_RESET.
+_DRIVERS_BITS = f.ACKNOWLEDGE | f.DRIVER | f.FEATURES_OK | f.DRIVER_OK | f.FAILED
+#: The addresses of a queue's parts: register -> (index in _QueueSetup.addresses, shift).
+_ADDRESSES = {
+    QUEUE_DESC_LOW: (0, 0), QUEUE_DESC_HIGH: (0, 32),
+    QUEUE_DRIVER_LOW: (1, 0), QUEUE_DRIVER_HIGH: (1, 32),
+    QUEUE_DEVICE_LOW: (2, 0), QUEUE_DEVICE_HIGH: (2, 32),
+}  # fmt: skip
+
+
+class _QueueSetup:
+    """What the driver has said of one queue."""
+
+    __slots__ = ("addresses", "ready", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.addresses = [0, 0, 0]  # of the descriptor table, the driver's area, the device's area
+        self.ready = False
+
+
+def note(text: str) -> None:
+    """A line on standard error, in one write."""
+    try:
+        os.write(2, f"pyvmm: note: {text}\n".encode(errors="replace"))
+    except OSError:
+        pass
+
+
+class MmioTransport:
+    """The registers of ``device``.  ``page`` is the host address of the page they stand in.
+
+    ``interrupt_fd`` is the eventfd that interrupts the guest; ``kicks`` has one for each queue, non-blocking, which
+    the guest's QueueNotify writes, in the kernel or through :meth:`write`.  ``say`` prints a line for the user.
+    The caller closes all of these after :meth:`close`.  A guest can do nothing that raises an exception here.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        interrupt_fd: int,
+        kicks: list[int],
+        say: Callable[[str], None] = note,
+    ) -> None:
+        assert len(kicks) == len(device.queue_sizes)
+        self.device = device
+        self._memory = memory
+        self._interrupt_fd = interrupt_fd
+        self._kicks = kicks
+        self._say = say
+        self._mapping = mmap.mmap(-1, PAGE_SIZE)
+        self.page = addressof(c_char.from_buffer(self._mapping))
+        self._bytes = memoryview(self._mapping)
+        self._words = self._bytes.cast("I")
+        self._lock = threading.RLock()  # the driver's registers; held while the device starts and stops
+        self._page_lock = (
+            threading.Lock()
+        )  # what other threads change too; never held while anything else is called
+        self._link: Link | None = None
+        self._closed = False
+        self._writers: dict[int, Callable[[int], None]] = {
+            DEVICE_FEATURES_SEL: self._select_device_features,
+            DRIVER_FEATURES: self._accept_features,
+            DRIVER_FEATURES_SEL: self._select_driver_features,
+            QUEUE_SEL: self._select_queue,
+            QUEUE_NUM: self._set_queue_size,
+            QUEUE_READY: self._set_queue_ready,
+            QUEUE_NOTIFY: self._notify,
+            INTERRUPT_ACK: self._acknowledge,
+            STATUS: self._set_status,
+        }
+        ring = 0 if device.own_ring_features else f.RING_FEATURES
+        self._offered = device.features | ring | f.VERSION_1
+        self._clear()
+
+    # -- what the driver sees ---------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        """The registers of a device that was just reset."""
+        self._accepted = 0
+        self._features_sel = 0
+        self._queue_sel = 0
+        self._queues = [_QueueSetup(size) for size in self.device.queue_sizes]
+        words = self._words
+        with self._page_lock:
+            generation = words[CONFIG_GENERATION >> 2]
+            for index in range(CONFIG >> 2):
+                if index != CONFIG_GENERATION >> 2:
+                    words[index] = 0
+            words[MAGIC_VALUE >> 2] = MAGIC
+            words[VERSION >> 2] = 2
+            words[DEVICE_ID >> 2] = self.device.DEVICE_ID
+            words[VENDOR_ID >> 2] = VENDOR
+            words[CONFIG_GENERATION >> 2] = generation
+            for register in (SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH):
+                words[register >> 2] = 0xFFFFFFFF  # there are no shared memory regions
+            self._show_config()
+        self._select_device_features(0)
+        self._select_queue(0)
+
+    def _show_config(self) -> None:
+        config = self.device.config
+        if self._bytes[CONFIG : CONFIG + len(config)] != config:
+            self._bytes[CONFIG : CONFIG + len(config)] = config
+
+    def read(self, offset: int, size: int) -> int:
+        """What the driver reads: registers in aligned words, the configuration space in 1, 2, 4 or 8 bytes."""
+        if offset < CONFIG and (size != 4 or offset & 3):
+            return 0
+        return int.from_bytes(self._bytes[offset : offset + size], "little")
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the device has failed since its last reset."""
+        return bool(self._words[STATUS >> 2] & f.NEEDS_RESET)
+
+    # -- what the driver writes -------------------------------------------------------------------------
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """A write of the driver; one that makes no sense is lost."""
+        if offset >= CONFIG:
+            self._write_config(offset - CONFIG, value, size)
+            return
+        if size != 4 or offset & 3:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            writer = self._writers.get(offset)
+            if writer is not None:
+                writer(value)
+            elif offset in _ADDRESSES:
+                self._set_address(*_ADDRESSES[offset], value)
+
+    def _write_config(self, offset: int, value: int, size: int) -> None:
+        if offset + size > len(self.device.config):
+            return
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self.device.write_config(offset, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+            except Exception as error:
+                self._failed(error)
+            with self._page_lock:
+                self._show_config()
+
+    def _select_device_features(self, selected: int) -> None:
+        self._words[DEVICE_FEATURES >> 2] = self._offered >> 32 * selected & 0xFFFFFFFF if selected < 2 else 0
+
+    def _select_driver_features(self, selected: int) -> None:
+        self._features_sel = selected
+
+    def _accept_features(self, value: int) -> None:
+        if self._words[STATUS >> 2] & f.FEATURES_OK:
+            return
+        selected = self._features_sel
+        if selected < 2:
+            shift = 32 * selected
+            self._accepted = self._accepted & ~(0xFFFFFFFF << shift) | value << shift
+        elif value:
+            self._accepted |= 1 << 64  # nothing of that is offered
+
+    def _select_queue(self, selected: int) -> None:
+        self._queue_sel = selected
+        present = selected < len(self._queues)
+        self._words[QUEUE_NUM_MAX >> 2] = self.device.queue_sizes[selected] if present else 0
+        self._words[QUEUE_READY >> 2] = present and self._queues[selected].ready
+
+    def _changing(self) -> _QueueSetup | None:
+        """The selected queue, if it is not in use."""
+        if self._queue_sel >= len(self._queues):
+            return None
+        queue = self._queues[self._queue_sel]
+        return None if queue.ready else queue
+
+    def _set_queue_size(self, value: int) -> None:
+        queue = self._changing()
+        if queue is not None:
+            queue.size = value
+
+    def _set_address(self, part: int, shift: int, value: int) -> None:
+        queue = self._changing()
+        if queue is not None:
+            kept = queue.addresses[part] & ~(0xFFFFFFFF << shift)
+            queue.addresses[part] = kept | value << shift
+
+    def _set_queue_ready(self, value: int) -> None:
+        """The queue is in use from DRIVER_OK on; one that is taken away or added after that waits for the reset."""
+        if self._queue_sel < len(self._queues) and self._link is None:
+            self._queues[self._queue_sel].ready = bool(value & 1)
+            self._words[QUEUE_READY >> 2] = value & 1
+
+    def _notify(self, value: int) -> None:
+        if value < len(self._kicks) and self._link is not None:
+            try:
+                os.eventfd_write(self._kicks[value], 1)
+            except BlockingIOError:
+                pass  # it is readable anyway
+
+    def _acknowledge(self, value: int) -> None:
+        if value & f.CONFIG_CHANGE:
+            with self._page_lock:
+                self._words[INTERRUPT_STATUS >> 2] &= ~f.CONFIG_CHANGE
+
+    # -- status -----------------------------------------------------------------------------------------
+
+    def _set_status(self, value: int) -> None:
+        if not value:
+            self._reset()
+            return
+        words = self._words
+        added = value & _DRIVERS_BITS & ~words[STATUS >> 2]
+        if added & f.FEATURES_OK and (self._accepted & ~self._offered or not self._accepted & f.VERSION_1):
+            added &= ~f.FEATURES_OK
+        with self._page_lock:
+            words[STATUS >> 2] |= added & ~f.DRIVER_OK
+            self._show_config()
+        if added & f.DRIVER_OK:
+            self._activate()
+
+    def _activate(self) -> None:
+        words = self._words
+        with self._page_lock:
+            words[STATUS >> 2] |= f.DRIVER_OK
+            words[INTERRUPT_STATUS >> 2] |= f.USED_BUFFER
+        link = Link(
+            self._memory,
+            self._accepted,
+            [],
+            self._kicks,
+            self._interrupt_fd,
+            self._config_changed,
+            self._fail,
+        )
+        self._link = link
+        try:
+            if not words[STATUS >> 2] & f.FEATURES_OK:
+                raise PyvmmError("the guest's driver started it without agreeing on features")
+            link.queues += [self._queue(index, link) for index in range(len(self._queues))]
+            self.device.activate(link)
+        except Exception as error:
+            self._failed(error)
+
+    def _queue(self, index: int, link: Link) -> Queue:
+        setup = self._queues[index]
+        if not setup.ready:
+            return Queue.unused(index)
+        most = self.device.queue_sizes[index]
+        if setup.size > most:
+            raise PyvmmError(f"virtqueue {index}: {setup.size} descriptors are more than {most}")
+        return Queue(
+            self._memory, index, setup.size, *setup.addresses, features=link.features, interrupt=link.interrupt
+        )  # fmt: skip
+
+    def _reset(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            try:
+                self.device.reset()
+            except Exception as error:
+                self._say(f"{self.device.name}: {_reason(error)}")
+            for kick in self._kicks:
+                try:
+                    os.eventfd_read(kick)
+                except BlockingIOError:
+                    pass
+        self._clear()
+
+    # -- what the device says ---------------------------------------------------------------------------
+
+    def _failed(self, error: Exception) -> None:
+        if self._link is not None:
+            self._fail(self._link, _reason(error))
+        else:
+            self._say(f"{self.device.name}: {_reason(error)}")
+
+    def _fail(self, link: Link, reason: str) -> None:
+        with self._page_lock:
+            if link.failed or link is not self._link:
+                return
+            link.failed = True
+            for queue in link.queues:
+                queue.broken = True
+            self._words[STATUS >> 2] |= f.NEEDS_RESET
+            self._words[INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
+        link.interrupt()
+        self._say(f"{self.device.name}: {reason}")
+
+    def _config_changed(self, link: Link, config: bytes | None) -> None:
+        words = self._words
+        with self._page_lock:
+            if config is not None:
+                self.device.config[:] = config
+            if link is not self._link:
+                return  # it is shown after the reset
+            self._show_config()
+            words[CONFIG_GENERATION >> 2] = (words[CONFIG_GENERATION >> 2] + 1) & 0xFFFFFFFF
+            words[INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
+        link.interrupt()
+
+    def close(self) -> None:
+        """Stop the device, and close it; the registers stay mapped until nothing refers to them.  Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._reset()
+            self._closed = True
+            self.device.close()
+
+
+def _reason(error: Exception) -> str:
+    """What to say of ``error``, in a line."""
+    if isinstance(error, PyvmmError):
+        words = (
+            f"the guest broke {error.message}" if error.message.startswith("virtqueue ") else error.message
+        )
+        return f"{words} ({error.hint})" if error.hint else words
+    return f"internal error: {type(error).__name__}: {error}"
