@@ -122,8 +122,8 @@ class Queue:
 
     __slots__ = (
         "_avail", "_avail_seen", "_desc", "_end", "_event_idx", "_fenced", "_indirect", "_interrupt", "_lock", "_mask",
-        "_memory", "_raw_used", "_signalled", "_start", "_used", "_used_idx", "broken", "desc", "device", "driver",
-        "index", "next_avail", "ready", "size",
+        "_memory", "_raw_used", "_signalled", "_start", "_used", "_used_idx", "_view", "broken", "desc", "device",
+        "driver", "index", "next_avail", "ready", "size",
     )  # fmt: skip
 
     def __init__(
@@ -157,7 +157,7 @@ class Queue:
         self._indirect = bool(features & INDIRECT_DESC)
         self._interrupt = interrupt
         region = max(memory.regions, key=_size)
-        self._start, self._end = region.start, region.end
+        self._start, self._end, self._view = region.start, region.end, region.view
         self.next_avail = 0
         self._avail_seen = 0
         self._used_idx = 0
