@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CTRL_A = 0x01
 #: What the key after Ctrl-A asks for.
-COMMANDS = {ord("x"): "leave", ord("c"): "status", ord("h"): "help", ord("?"): "help"}
+COMMANDS = {ord("x"): "leave", ord("s"): "stop", ord("c"): "status", ord("h"): "help", ord("?"): "help"}
 #: Keys after Ctrl-A that send a Ctrl-A to the guest.
 LITERAL = (CTRL_A, ord("a"))
 
@@ -54,7 +54,7 @@ class OutputClosed(HostError):
 class EscapeKeys:
     """Takes the Ctrl-A commands out of what the user types, however the input is cut into pieces.
 
-    Ctrl-A followed by x, c, h or ? is a command, by a or another Ctrl-A a Ctrl-A for the guest; before any
+    Ctrl-A followed by x, s, c, h or ? is a command, by a or another Ctrl-A a Ctrl-A for the guest; before any
     other key it goes to the guest with that key.
     """
 

@@ -29,7 +29,7 @@ def parser() -> Parser:
     parser = Parser(
         "pyvmm boot",
         "Boot a kernel image under KVM with its serial console on this terminal. Ctrl-A x leaves, "
-        "Ctrl-A c prints a status line, Ctrl-A Ctrl-A sends Ctrl-A.",
+        "Ctrl-A s presses the power button, Ctrl-A c prints a status line, Ctrl-A Ctrl-A sends Ctrl-A.",
     )
     add = parser.add_argument
     add("kernel", help="a bzImage, an ELF vmlinux, or any ELF file with a PVH note; told apart by content")

@@ -17,7 +17,7 @@ from pyvmm.console import PANIC_END, PANIC_START
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.machine.outcome import End, Outcome
 from pyvmm.machine.runner import GuestEnded
-from pyvmm.machine.signals import Signals
+from pyvmm.machine.signals import HARMLESS, Signals
 from pyvmm.terminal import Terminal
 from pyvmm.text import printable
 
@@ -41,6 +41,12 @@ PANIC_LIMIT = 15.0
 GATHER = 0.002
 #: Bytes of host input the UART may have waiting before the loop stops reading more.
 INPUT_WAITING = 4096
+
+#: What Ctrl-A ? and Ctrl-A h say.
+HELP = (
+    "Ctrl-A x: leave, Ctrl-A s: press the power button (twice: stop), Ctrl-A c: status, "
+    "Ctrl-A Ctrl-A: send Ctrl-A to the guest"
+)
 
 #: Seconds a reader has, when we end the run, to take what the guest has printed so far.
 FINISH_SECONDS = 5.0
@@ -117,7 +123,7 @@ class EventLoop:
             if left <= 0:
                 return
             poll.poll(min(left, 3600.0) * 1000)
-            if any(number != signal.SIGCONT for number in signals.take()):
+            if any(number not in HARMLESS for number in signals.take()):
                 return
             try:
                 console.flush()
@@ -135,7 +141,7 @@ class EventLoop:
         input_fd = terminal.input_fd if terminal is not None and self._input_open else None
         # A person's keys are always read: Ctrl-A x among them must be heard.  A pipe can wait.
         typed = terminal is not None and terminal.interactive
-        if input_fd is not None and (typed or self._machine.serial.pending < INPUT_WAITING):
+        if input_fd is not None and (typed or self._input_room()):
             poll.register(input_fd, select.POLLIN)
         now = time.monotonic()
         events = poll.poll(max(0.0, self._sleep(now)) * 1000)
@@ -179,11 +185,44 @@ class EventLoop:
 
     def _signalled(self, signals: Signals) -> None:
         for number in signals.take():
-            if number != signal.SIGCONT:
+            if number == signal.SIGWINCH:
+                self._resized()
+            elif number != signal.SIGCONT:
                 detail = f"stopped by {signal.Signals(number).name}"
                 self._machine.ends.append(End(Outcome.INTERRUPTED, status=number, detail=detail))
             elif self._terminal is not None:
                 self._terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
+
+    def _resized(self) -> None:
+        """The user's terminal has another size now."""
+        other = self._console.input
+        if other is not None:
+            try:
+                size = os.get_terminal_size(0)
+            except OSError:
+                return
+            other.resize(size.columns, size.lines)
+
+    def _input_room(self) -> bool:
+        """Whether the guest can be given more: what nobody types is kept for the console it is meant for."""
+        other = self._console.input
+        if other is None:
+            return self._machine.serial.pending < INPUT_WAITING
+        return other.is_open and other.pending < INPUT_WAITING
+
+    def _give_input(self, data: bytes) -> None:
+        """Input for the guest's console: for its UART, unless it has one that is meant for that, and has opened it."""
+        other = self._console.input
+        if other is not None and other.is_open:
+            pending, receive = other.pending, other.receive
+        else:
+            pending, receive = self._machine.serial.pending, self._machine.serial.receive
+        if pending <= INPUT_WAITING or (self._terminal is not None and not self._terminal.interactive):
+            receive(data)
+            return
+        if not self._input_dropped:
+            self._say("the guest does not read its input: what is typed now is lost")
+        self._input_dropped = True
 
     def _read_input(self, fd: int) -> None:
         terminal = self._terminal
@@ -204,21 +243,20 @@ class EventLoop:
                 raise HostError("the terminal was closed", "run pyvmm in a terminal that stays")
             return
         data, commands = terminal.decode(data)
-        if data and terminal.interactive and self._machine.serial.pending > INPUT_WAITING:
-            if not self._input_dropped:
-                self._say("the guest does not read its input: what is typed now is lost")
-            self._input_dropped = True
-        elif data:
-            self._machine.serial.receive(data)
+        if data:
+            self._give_input(data)
         for command in commands:
             if command == "leave":
                 self._machine.ends.append(
                     End(Outcome.INTERRUPTED, status=signal.SIGINT, detail="stopped by Ctrl-A x")
                 )
+            elif command == "stop":
+                if not self._machine.stop("Ctrl-A s"):
+                    self._say("the guest's power button was pressed; Ctrl-A s once more stops it by force")
             elif command == "status":
                 self._say(self._machine.status_line())
             elif command == "help":
-                self._say("Ctrl-A x: leave, Ctrl-A c: status, Ctrl-A Ctrl-A: send Ctrl-A to the guest")
+                self._say(HELP)
 
     def _say(self, text: str) -> None:
         """A line of our own, between the guest's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pyvmm.devices.bus import Bus
+    from pyvmm.devices.ged import GenericEventDevice
     from pyvmm.devices.serial import Serial16550
     from pyvmm.kvm import Vm
     from pyvmm.machine.runner import Coalescer, VcpuRunner
@@ -59,6 +61,8 @@ class Machine:
         self.first_run_s: float | None = None
         self.elapsed_s = 0.0
         self._closers = closers
+        self._events: GenericEventDevice | None = None
+        self._asked_to_stop = False
         self.started = 0.0
 
     def run(self) -> End:
@@ -102,6 +106,25 @@ class Machine:
             return [self.arch.whereabouts(runner.vcpu, self.spec.kernel) for runner in stopped]
         except Exception as error:  # as with a post-mortem
             return [f"the vCPUs' state cannot be told: {type(error).__name__}: {error}"]
+
+    def press_power_button(self) -> None:
+        """Press the guest's power button: a system that has started shuts down cleanly, one without a driver for the
+        button does nothing.  In the event loop's thread.  Its interrupt line is made at the first press."""
+        if self._events is None:
+            self._events = self.arch.event_device(self.vm, self._closers)
+        self._events.press_power_button()
+
+    def stop(self, by: str) -> bool:
+        """Stop the guest, as ``by`` ("Ctrl-A s") asks: the first time by its power button, and then by force.
+
+        Says whether it was by force.  In the event loop's thread.
+        """
+        if self._asked_to_stop:
+            self.ends.append(End(Outcome.INTERRUPTED, status=signal.SIGINT, detail=f"stopped by {by} twice"))
+            return True
+        self._asked_to_stop = True
+        self.press_power_button()
+        return False
 
     def late_drain(self) -> None:
         """The drain timer, not an exit, emptied the ring: the guest writes and waits for the interrupt.

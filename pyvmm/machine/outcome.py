@@ -10,7 +10,7 @@ The codes are chosen for ``git bisect run`` (1-127 bad, 125 skip, 128 and above 
     122             triple fault, or KVM could not go on
     124             timeout
     125             host, image or usage error
-    130, 143, 129   interrupted by Ctrl-C or Ctrl-A x, SIGTERM, SIGHUP: 128 + the signal's number
+    130, 143, 129   interrupted by Ctrl-C, Ctrl-A x or Ctrl-A s twice, SIGTERM, SIGHUP: 128 + the signal's number
 """
 
 from __future__ import annotations

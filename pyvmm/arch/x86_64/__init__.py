@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyvmm.arch.x86_64.boot import enter, load, open_image
-from pyvmm.arch.x86_64.devices import attach_devices, coalesced_ports
+from pyvmm.arch.x86_64.devices import attach_devices, coalesced_ports, event_device
 from pyvmm.arch.x86_64.layout import ram_ranges
 from pyvmm.arch.x86_64.setup import prepare_vcpu, prepare_vm
 from pyvmm.errors import HostError
@@ -25,6 +25,7 @@ __all__ = [
     "attach_devices",
     "coalesced_ports",
     "enter",
+    "event_device",
     "is_halted",
     "load",
     "open_image",
@@ -110,8 +111,9 @@ def advice(cmdline: str) -> list[str]:
 
 
 _ADVICE = {
-    "acpi=off": "without ACPI the kernel finds one vCPU, and no way to power off",
-    "acpi=noirq": "without ACPI's interrupt tables the kernel finds one vCPU",
+    "acpi=off": "without ACPI there is no power-off (the guest halts, which ends the run too), no power button and no "
+    "virtio device; a kernel without CONFIG_X86_MPPARSE, as Debian's cloud kernels are, finds one vCPU",
+    "acpi=noirq": "a kernel without CONFIG_X86_MPPARSE, as Debian's cloud kernels are, finds one vCPU then",
     "noapic": "the machine has no other interrupt controller: the console gets no interrupts",
     "nolapic": "the machine has no other interrupt controller: the console gets no interrupts",
     "no-kvmclock": "there is no other clock to measure the TSC by: the kernel may stop early",

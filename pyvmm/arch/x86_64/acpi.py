@@ -7,7 +7,7 @@ for is to keep a stock kernel from looking for hardware that is not there: every
   clock (IA-PC boot flags); reset, power-off and sleep by three ports.
 - MADT (5.2.12): the vCPUs' local APICs and the one I/O APIC.
 - DSDT (5.2.11.1): the first serial port, which a kernel without a PIC finds no other way, the soft-off
-  value, and whatever devices the machine adds.
+  value, the power button and its event, and whatever devices the machine adds.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ SLP_TYP_S5 = 5
 
 SLEEP_CONTROL_S5 = SLP_TYP_S5 << 2 | 1 << 5
 """The byte that powers off, written to the sleep control register: SLP_TYP and SLP_EN (table 4.13)."""
+
+
+BUTTON_PRESSED = 0x80
+"""The notification that a button was pressed while the system runs (5.6.6, control method power button)."""
 
 
 class FadtFlags(Register):
@@ -254,6 +258,23 @@ def serial_port(name: str, uid: int, base: int, gsi: int) -> bytes:
     )
 
 
+def power_button(gsi: int) -> bytes:
+    """Two devices for the DSDT: the power button, and the generic event device (5.6.9) that tells it of a press.
+
+    The press is an edge on ``gsi``; Linux's evged calls _EVT with that number.
+    """
+    button = aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C")), aml.name("_UID", aml.integer(0)))
+    pressed = aml.if_(aml.equal(aml.arg(0), aml.integer(gsi)), aml.notify("PWRB", BUTTON_PRESSED))
+    events = aml.device(
+        "GED0",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(aml.interrupt(gsi))),
+        aml.method("_EVT", 1, pressed, serialized=True),
+    )
+    return button + events
+
+
 def virtio_mmio(name: str, uid: int, base: int, size: int, gsi: int) -> bytes:
     """A device for the DSDT: a virtio MMIO transport, found by Linux's virtio_mmio driver as LNRO0005."""
     return aml.device(
@@ -277,6 +298,7 @@ def build(
     base: int = layout.ACPI_TABLES,
     com1_port: int = layout.COM1,
     com1_gsi: int = layout.COM1_IRQ,
+    event_gsi: int = layout.GED_GSI,
     reset_port: int = layout.RESET_REGISTER,
     sleep_control_port: int = layout.SLEEP_CONTROL,
     sleep_status_port: int = layout.SLEEP_STATUS,
@@ -288,7 +310,7 @@ def build(
 
     ``extra_devices`` are encoded devices for ``\\_SB``, such as :func:`virtio_mmio` gives.
     """
-    dsdt_table = dsdt((serial_port("COM1", 0, com1_port, com1_gsi), *extra_devices))
+    dsdt_table = dsdt((serial_port("COM1", 0, com1_port, com1_gsi), power_button(event_gsi), *extra_devices))
     madt_table = madt(cpu_count, local_apic_address=local_apic_address, io_apic_address=io_apic_address)
 
     blob = bytearray(_aligned(RSDP.size))  # the RSDP comes last: it points to what follows it

@@ -130,6 +130,29 @@ def method(path: str, argument_count: int, *terms: bytes, serialized: bool = Fal
     return b"\x14" + package_length(len(body)) + body
 
 
+def arg(number: int) -> bytes:
+    """ArgObj (20.2.6.1): the method's argument ``number``, from 0 to 6."""
+    if not 0 <= number <= 6:
+        raise ValueError(f"a method's arguments are numbered 0 to 6, not {number}")
+    return bytes((0x68 + number,))
+
+
+def equal(left: bytes, right: bytes) -> bytes:
+    """DefLEqual (20.2.5.4): whether two numbers, strings or buffers are equal."""
+    return b"\x93" + left + right
+
+
+def if_(predicate: bytes, *terms: bytes) -> bytes:
+    """DefIfElse (20.2.5.3) without an Else: ``terms``, if ``predicate`` is not zero."""
+    body = predicate + b"".join(terms)
+    return b"\xa0" + package_length(len(body)) + body
+
+
+def notify(path: str, value: int) -> bytes:
+    """DefNotify (20.2.5.3): tell the driver of the device ``path`` that event ``value`` has happened."""
+    return b"\x86" + name_string(path) + integer(value)
+
+
 def return_(value: bytes) -> bytes:
     """DefReturn (20.2.5.3)."""
     return b"\xa4" + value

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.devices.bus import Bus
+    from pyvmm.devices.ged import GenericEventDevice
     from pyvmm.kvm import Vm
 
 ABSENT = (
@@ -77,6 +78,15 @@ def attach_devices(
     add_absent(bus, ABSENT)
     closers.append(_SilentPort(vm, layout.PCI_CONFIG, 4))
     return serial
+
+
+def event_device(vm: Vm, closers: list[object]) -> GenericEventDevice:
+    """The device that tells the guest of a pressed power button; made when first needed, as most runs never do."""
+    from pyvmm.devices.ged import GenericEventDevice
+
+    line = IrqFd(vm, layout.GED_GSI)
+    closers.append(line)
+    return GenericEventDevice(line)
 
 
 def coalesced_ports(serial: Serial16550) -> list[tuple[int, int]]:
