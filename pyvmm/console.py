@@ -1,9 +1,9 @@
-"""The guest's console on the host: collected from the UART, handed to the terminal, the log and the watchers.
+"""The guest's console on the host: collected from its devices, handed to the terminal, the log and the watchers.
 
-Two threads meet here.  The vCPU thread calls :meth:`Console.put` for every byte the guest transmits; it
-only appends to a buffer and, when the other side is not awake already, wakes it.  The event loop calls
-:meth:`Console.collect`, which looks for the texts being waited for and queues the bytes for the outputs,
-and :meth:`Console.flush`, which never blocks.
+Threads meet here.  Those of the guest's devices call :meth:`Console.put` for every byte the guest transmits, or
+:meth:`Console.put_bytes`; that only appends to a buffer and, when the other side is not awake already, wakes it.
+The event loop calls :meth:`Console.collect`, which looks for the texts being waited for and queues the bytes for the
+outputs, and :meth:`Console.flush`, which never blocks.
 
 A guest that prints faster than the host's reader takes it is made to wait (:attr:`Console.full`), as a
 UART with flow control would: no byte is dropped.
@@ -19,7 +19,22 @@ from pyvmm.terminal import OutputClosed, write_some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    class Input(Protocol):
+        """Where the guest's input can go instead of the UART: a console of its own choice.
+
+        ``is_open``: the guest has it open; ``pending``: bytes it has not taken yet.
+        """
+
+        @property
+        def is_open(self) -> bool: ...
+        @property
+        def pending(self) -> int: ...
+        def receive(self, data: bytes) -> None: ...
+        def resize(self, columns: int, rows: int) -> None: ...
+
 
 #: Bytes kept for the result file and for error messages.
 TAIL_BYTES = 16 * 1024
@@ -66,7 +81,7 @@ class Console:
     """Collects what the guest prints.
 
     ``outputs`` are (file descriptor, name) pairs; ``watches`` the texts looked for.  ``wake_fd`` is an eventfd that
-    becomes readable when there is something to collect.
+    becomes readable when there is something to collect.  ``input``: where the guest's input goes, if not to its UART.
     """
 
     def __init__(self, outputs: Sequence[tuple[int, str]] = (), watches: Sequence[Watch] = ()) -> None:
@@ -76,6 +91,8 @@ class Console:
         self.total = 0
         self.full = False
         self.last_output = 0.0
+        self.input: Input | None = None
+        self._waiting: list[Callable[[], None]] = []  # for room
         self._tail = bytearray()
         self._overlap = max((len(watch.text) for watch in self.watches), default=1) - 1
         self._recent = b""
@@ -91,6 +108,22 @@ class Console:
             os.eventfd_write(self.wake_fd, 1)
         if len(fresh) > FULL_BYTES:
             self.full = True
+
+    def put_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what the guest transmitted at once.  Any thread; never blocks, never calls back."""
+        fresh = self._fresh
+        fresh += data
+        if not self._awake:
+            self._awake = True
+            os.eventfd_write(self.wake_fd, 1)
+        if len(fresh) > FULL_BYTES:
+            self.full = True
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, in the event loop, when the console is not full (any more).  Any thread."""
+        self._waiting.append(callback)
+        if not self.full:  # it may have been emptied before we were in the list
+            os.eventfd_write(self.wake_fd, 1)
 
     def wait_for_room(self, stopping: Sequence[object]) -> None:
         """Hold the vCPU thread until the reader has caught up, or ``stopping`` is no longer empty."""
@@ -170,6 +203,8 @@ class Console:
             output.lost += len(output.pending)
             output.pending.clear()
         self.full = len(self._fresh) > FULL_BYTES or any(len(o.pending) > FULL_BYTES for o in self.outputs)
+        while self._waiting and not self.full:
+            self._waiting.pop()()
         if failure is not None:
             raise failure
 
