@@ -7,6 +7,8 @@
 ``prepare_vm``          interrupt controllers, before there are vCPUs
 ``attach_devices``      the serial port and the ports that end the guest, on the bus
 ``event_device``        the device with the power button, made when it is first pressed
+``virtio_slot(index)``  where a virtio device stands: (address, GSI)
+``READ_ONLY_REGISTERS`` whether a device's registers may be memory that the guest only reads
 ``load``                kernel, initrd, command line and tables into RAM; returns how the first vCPU starts
 ``supported_features``  what this KVM can give a vCPU
 ``prepare_vcpu``        what firmware would have set up in each vCPU

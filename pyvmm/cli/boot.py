@@ -7,12 +7,13 @@ import os
 from pyvmm.cli import say
 from pyvmm.cli.arguments import Parser
 from pyvmm.errors import UsageError
+from pyvmm.machine.attachments import KINDS, attachment
 from pyvmm.machine.spec import DEFAULT_CMDLINE, DEFAULT_MEMORY, PROTOCOLS, MachineSpec, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pyvmm.machine.machine import Machine
 
@@ -77,6 +78,11 @@ def parser() -> Parser:
         help="map kernel and initrd into the guest instead of copying; they must not change meanwhile")  # fmt: skip
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
+    for kind, option, metavar, help in KINDS:
+        if metavar:
+            add(option, action="append", dest="attachments", metavar=metavar, type=_tagged(kind), help=help)
+        else:
+            add(option, action="append_const", dest="attachments", const=(kind, ""), help=help)
     add("--lab", action="store_true", help="boot inside the lab, an emulated host with real KVM")
     add("--verbose", action="store_true", help="say where everything was placed before the guest starts")
     return parser
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     _check_outputs(options)
     try:
         if options.lab:
-            return _in_the_lab(options, list(arguments))
+            return _in_the_lab(options, spec, list(arguments))
         from pyvmm.machine.build import build
 
         with build(spec) as machine:
@@ -102,6 +108,11 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         _error_result(options.result, error)
         raise
+
+
+def _tagged(kind: str) -> Callable[[str], tuple[str, str]]:
+    """All attachments are in one list, in the order given."""
+    return lambda text: (kind, text)
 
 
 def _number(text: str, option: str, kind: type[int] | type[float]) -> int | float:
@@ -144,6 +155,7 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         kaslr=options.kaslr,
         map_files=options.map,
         interactive=not options.no_input,
+        attachments=[attachment(kind).parse(text) for kind, text in options.attachments or ()],
     )
 
 
@@ -268,6 +280,7 @@ def _error_result(path: str | None, error: Exception) -> None:
             "elapsed_s": None,
             "first_run_s": None,
             "exits": {"total": 0, "by_device": {}, "by_port": {}, "unhandled": {}, "coalesced_writes": 0},
+            "devices": {},
             "memory": {"resident_kib": None, "guest_kib": None},
             "console_bytes": 0,
             "console_lost": {},
@@ -277,7 +290,7 @@ def _error_result(path: str | None, error: Exception) -> None:
     )
 
 
-def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
+def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[str]) -> int:
     """The same boot inside the lab: the same paths, the same files coming back."""
     from pyvmm.cli.lab import report
     from pyvmm.errors import HostError
@@ -286,6 +299,9 @@ def _in_the_lab(options: argparse.Namespace, arguments: list[str]) -> int:
 
     carry_in = [path for path in (options.kernel, options.initrd) if path is not None]
     carry_out = [path for path in (options.console_log, options.result) if path is not None]
+    for each in spec.attachments:
+        carry_in += each.files()
+        carry_out += each.changed_files()
     for path in carry_in:
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file", "check the name")

@@ -51,10 +51,10 @@ def build(spec: MachineSpec) -> Machine:
     arch = architectures.host()
     closers: list[object] = []
     try:
+        for attachment in spec.attachments:
+            attachment.check()
         kernel = _keep(closers, arch.open_image(spec.kernel))
-        memory = _keep(
-            closers, GuestMemory(arch.ram_ranges(spec.memory), huge_pages=spec.huge_pages, poison=spec.poison)
-        )
+        memory = _keep(closers, _memory(spec, arch))
         entry = arch.load(kernel, spec, memory)
 
         system = _keep(closers, System())
@@ -71,6 +71,12 @@ def build(spec: MachineSpec) -> Machine:
         bus = Bus()
         serial = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
 
+        transports = []
+        if spec.attachments:
+            from pyvmm.machine.virtio import attach
+
+            transports = attach(vm, bus, arch, memory, spec.attachments, console, closers)
+
         supported = arch.supported_features(system)
         vcpus = [_keep(closers, vm.create_vcpu(index)) for index in range(spec.cpus)]
         for index, vcpu in enumerate(vcpus):
@@ -82,7 +88,7 @@ def build(spec: MachineSpec) -> Machine:
         runners = [VcpuRunner(vcpu, bus, console, ends, coalescer, arch.is_halted) for vcpu in vcpus]
         return Machine(
             spec=spec, arch=arch, vm=vm, memory=memory, runners=runners, bus=bus, serial=serial,
-            console=console, coalescer=coalescer, ends=ends, closers=closers,
+            console=console, coalescer=coalescer, transports=transports, ends=ends, closers=closers,
         )  # fmt: skip
     except BaseException:
         while closers:
@@ -93,6 +99,16 @@ def build(spec: MachineSpec) -> Machine:
 def _keep(closers: list[object], part: T) -> T:
     closers.append(part)
     return part
+
+
+def _memory(spec: MachineSpec, arch: ModuleType) -> GuestMemory:
+    """Guest RAM, which other processes can map if a device is in one of them."""
+    return GuestMemory(
+        arch.ram_ranges(spec.memory),
+        huge_pages=spec.huge_pages,
+        poison=spec.poison,
+        shared=any(attachment.shared_memory for attachment in spec.attachments),
+    )
 
 
 def _check_vcpus(system: System, count: int) -> None:

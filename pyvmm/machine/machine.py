@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.bus import Bus
     from pyvmm.devices.ged import GenericEventDevice
     from pyvmm.devices.serial import Serial16550
+    from pyvmm.devices.virtio.mmio import MmioTransport
     from pyvmm.kvm import Vm
     from pyvmm.machine.runner import Coalescer, VcpuRunner
     from pyvmm.machine.spec import MachineSpec
@@ -44,6 +45,7 @@ class Machine:
         serial: Serial16550,
         console: Console,
         coalescer: Coalescer | None,
+        transports: list[MmioTransport],
         ends: list[End],
         closers: list[object],
     ) -> None:
@@ -56,6 +58,7 @@ class Machine:
         self.serial = serial
         self.console = console
         self.coalescer = coalescer
+        self.transports = transports
         self.ends = ends
         self.end: End | None = None
         self.first_run_s: float | None = None
@@ -191,6 +194,7 @@ class Machine:
                 "unhandled": self.bus.unhandled(),
                 "coalesced_writes": 0 if self.coalescer is None else self.coalescer.writes,
             },
+            "devices": {each.device.name: each.device.statistics() for each in self.transports},
             "memory": resident(self.memory),
             "console_bytes": self.console.total,
             "console_lost": self.console.lost(),

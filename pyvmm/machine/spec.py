@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyvmm.machine.attachments.base import Attachment
+
 PROTOCOLS = ("auto", "linux64", "linux32", "pvh")
 DEFAULT_CMDLINE = "console=ttyS0"
 DEFAULT_MEMORY = 512 << 20
@@ -40,10 +42,11 @@ class MachineSpec:
     random virtual address; None moves what a bzImage holds, as it would move itself.  ``map_files`` lets guest RAM
     be the files themselves, privately, instead of copies: quicker to set up, slower for the guest, and the files
     must not be written to meanwhile.
-    ``interactive`` says whether standard input goes to the guest.
+    ``interactive`` says whether standard input goes to the guest.  ``attachments`` are the virtio devices, in order.
     """
 
     __slots__ = (
+        "attachments",
         "cmdline",
         "coalesce",
         "console_log",
@@ -83,6 +86,7 @@ class MachineSpec:
         kaslr: bool | None = None,
         map_files: bool = False,
         interactive: bool = True,
+        attachments: Sequence[Attachment] = (),
     ) -> None:
         if protocol not in PROTOCOLS:
             raise UsageError(
@@ -113,3 +117,4 @@ class MachineSpec:
         self.kaslr = kaslr
         self.map_files = map_files
         self.interactive = interactive
+        self.attachments = tuple(attachments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyvmm.arch.x86_64.boot import enter, load, open_image
 from pyvmm.arch.x86_64.devices import attach_devices, coalesced_ports, event_device
-from pyvmm.arch.x86_64.layout import ram_ranges
+from pyvmm.arch.x86_64.layout import ram_ranges, virtio_slot
 from pyvmm.arch.x86_64.setup import prepare_vcpu, prepare_vm
 from pyvmm.errors import HostError
 from pyvmm.kvm import Cap
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "NAME",
+    "READ_ONLY_REGISTERS",
     "advice",
     "attach_devices",
     "coalesced_ports",
@@ -36,10 +37,13 @@ __all__ = [
     "ram_ranges",
     "require_hardware",
     "supported_features",
+    "virtio_slot",
     "whereabouts",
 ]
 
 NAME = "x86_64"
+
+READ_ONLY_REGISTERS = True
 
 CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
     # capability                required  what for
@@ -57,6 +61,7 @@ CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
     (Cap.ADJUST_CLOCK, False, "kvm-clock"),
     (Cap.GET_TSC_KHZ, False, "telling the guest its TSC's frequency"),
     (Cap.IOEVENTFD, True, "device notifications without an exit"),
+    (Cap.READONLY_MEM, False, "virtio registers that are read without an exit"),
     (Cap.VCPU_EVENTS, False, "pending exceptions in a post-mortem"),
     (Cap.INTERNAL_ERROR_DATA, False, "the reason for an internal error"),
 )

@@ -79,7 +79,9 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     cmdline.load_cmdline(memory, layout.COMMAND_LINE, text)
     limit = PVH_ADDRESS_MAX if protocol == "pvh" else result.initrd_addr_max
     ramdisk = _load_initrd(spec, memory, result, limit)
-    _place(memory, layout.ACPI_TABLES, acpi.build(spec.cpus), "ACPI tables")
+    _place(
+        memory, layout.ACPI_TABLES, acpi.build(spec.cpus, extra_devices=_virtio_devices(spec)), "ACPI tables"
+    )
     _place(memory, layout.MP_TABLE, mptable.build(spec.cpus), "MP table")
     _place(memory, layout.RESET_STUB, layout.RESET_STUB_CODE, "reset stub")
 
@@ -88,6 +90,15 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     else:
         params = _write_zero_page(spec, memory, header, result, ramdisk, moved=moved)
     return Entry(protocol, rip, params, needs_full_cpu=result.is_linux)
+
+
+def _virtio_devices(spec: MachineSpec) -> list[bytes]:
+    """What the DSDT says of each attachment."""
+    devices = []
+    for index in range(len(spec.attachments)):
+        base, gsi = layout.virtio_slot(index)
+        devices.append(acpi.virtio_mmio(f"VR{index:02}", index, base, layout.PAGE_SIZE, gsi))
+    return devices
 
 
 def _load_kernel(

@@ -30,7 +30,9 @@ SETUP_DATA = 0x3_0000  # what the zero page has no field for: the RNG seed
 EBDA = 0x9_FC00  # the end of what the kernel may use of low RAM
 VGA_HOLE = 0xA_0000
 ACPI_TABLES = 0xE_0000  # the RSDP first, where a kernel that is told nothing searches for it
-MP_TABLE = 0xF_0000  # the floating pointer first, in the window that a kernel without ACPI searches (mptable.py)
+MP_TABLE = (
+    0xF_0000  # the floating pointer first, in the window that a kernel without ACPI searches (mptable.py)
+)
 RESET_STUB = 0xF_FFF0  # the BIOS reset vector f000:fff0: Linux jumps here to restart (see RESET_STUB_CODE)
 LOW_RAM_END = EBDA
 HIMEM = 0x10_0000  # where kernels are loaded
@@ -38,6 +40,7 @@ HIMEM = 0x10_0000  # where kernels are loaded
 # -- the hole below 4 GiB, and RAM above it -------------------------------------------------------------
 
 HOLE = 0xC000_0000
+VIRTIO = 0xD000_0000  # a page of registers for each virtio device
 IOAPIC = 0xFEC0_0000
 LAPIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000  # one page that KVM on Intel needs for guests that run without paging
@@ -62,6 +65,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (MP_TABLE, 0x2000, "MP table"),
     (RESET_STUB, 0x10, "reset stub"),
     (HIMEM, HOLE - HIMEM, "RAM from 1 MiB"),
+    (VIRTIO, 0x1000 * 17, "virtio devices"),  # as many as there are VIRTIO_GSIS
     (IOAPIC, 0x1000, "IOAPIC"),
     (LAPIC, 0x1000, "LAPIC"),
     (KVM_IDENTITY_MAP, 0x1000, "KVM identity map"),
@@ -106,8 +110,17 @@ PORT_MAP: tuple[tuple[int, int, str], ...] = (
 # -- interrupts (GSI = ISA IRQ: the IOAPIC's first 16 pins) ---------------------------------------------
 
 COM1_IRQ, COM2_IRQ = 4, 3
-GED_GSI = 9  # the power button's event (acpi.py); what a PC's ACPI has for its SCI, which this machine has none of
+GED_GSI = (
+    9  # the power button's event (acpi.py); what a PC's ACPI has for its SCI, which this machine has none of
+)
 IOAPIC_PINS = 24
+VIRTIO_GSIS = (
+    *range(16, 24),
+    5,
+    6,
+    7,
+    *range(10, 16),
+)  # one for each virtio device: pins that no ISA device has, first
 
 # -- RAM ------------------------------------------------------------------------------------------------
 
@@ -155,6 +168,15 @@ def e820(size: int) -> list[tuple[int, int, int]]:
         (HIMEM, low - HIMEM, E820_RAM),
         *((start, length, E820_RAM) for start, length in high),
     ]
+
+
+def virtio_slot(index: int) -> tuple[int, int]:
+    """Where virtio device ``index`` stands: (address of its registers, GSI).  UsageError if there is no room for it."""
+    if index >= len(VIRTIO_GSIS):
+        raise UsageError(
+            f"there is no room for more than {len(VIRTIO_GSIS)} virtio devices", "attach fewer devices"
+        )
+    return VIRTIO + index * PAGE_SIZE, VIRTIO_GSIS[index]
 
 
 def _readable(size: int) -> str:

@@ -32,9 +32,10 @@ class Key:
 
     ``choices`` limits the values.  With ``many`` it may be given again, and its value is a tuple.  ``default`` is the
     value of a key that is not given (a tuple where ``many``; False for a bool; None otherwise, unless said here).
+    ``bare`` is the value of a key that is given without one, as in ``--disk FILE,overlay`` (None: it needs one).
     """
 
-    __slots__ = ("choices", "default", "help", "many", "required", "type")
+    __slots__ = ("bare", "choices", "default", "help", "many", "required", "type")
 
     def __init__(
         self,
@@ -45,7 +46,9 @@ class Key:
         choices: tuple[str, ...] = (),
         help: str = "",
         many: bool = False,
+        bare: object = None,
     ) -> None:
+        self.bare = True if type is bool else bare
         self.type = type
         self.required = required
         self.choices = choices
@@ -170,9 +173,9 @@ class Attachment:
             if index == 0 and cls.POSITIONAL is not None and (not equals or name not in cls.KEYS):
                 name, equals, value = cls.POSITIONAL, "=", part
             key = cls._key(name)
-            if not equals and key.type is not bool:
+            if not equals and key.bare is None:
                 raise UsageError(f"{name} has no value", f"write {name}=...")
-            item = key.parse(name, value) if equals else True
+            item = key.parse(name, value) if equals else key.bare
             if key.many:
                 values[name] = (*values.get(name, ()), item)  # type: ignore[misc]
             elif name in values:
@@ -197,6 +200,10 @@ class Attachment:
 
     def files(self) -> list[str]:
         """The files and directories of the host that it uses: what has to be carried where the machine is to run."""
+        return []
+
+    def changed_files(self) -> list[str]:
+        """Those of them that the guest may change: what has to be carried back."""
         return []
 
     def check(self) -> None:
