@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import IO
 import pytest
 
 from pyvmm.errors import HostError
-from pyvmm.lab import kernels, packages
+from pyvmm.lab import foreign, kernels, packages
 from pyvmm.lab.packages import Package
 
 NAMES = [
@@ -24,6 +26,22 @@ NAMES = [
     "linux-image-6.1.0-57-cloud-amd64-dbg",
     "linux-image-6.1.0-99-amd64",
 ]
+FOREIGN = {
+    "arm64": [
+        "linux-image-6.1.0-56-cloud-arm64",
+        "linux-image-6.1.0-56-arm64",
+        "linux-image-6.1.0-56-rt-arm64",
+        "linux-image-6.12.9+deb12-arm64",
+        "linux-image-6.12.9+deb12-arm64-16k",
+        "linux-image-6.12.9+deb12-cloud-arm64",
+    ],
+    "riscv64 trixie": None,
+    "riscv64 forky": [
+        "linux-image-7.2.12+deb14-riscv64",
+        "linux-binary-7.2.12+deb14-riscv64",
+        "linux-binary-7.2.12+deb14-riscv64-dbg",
+    ],
+}
 
 
 @pytest.fixture
@@ -32,11 +50,23 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
     monkeypatch.setattr(packages, "tools", list)
     monkeypatch.setattr(packages.os, "geteuid", lambda: 1000)
+    known = list(NAMES)
     monkeypatch.setattr(
-        packages,
-        "search",
-        lambda pattern: [name for name in NAMES if __import__("re").fullmatch(pattern, name)],
+        packages, "search", lambda pattern: [name for name in known if re.fullmatch(pattern, name)]
     )
+    monkeypatch.setattr(packages, "direct_dependencies", lambda name: None)
+
+    @contextlib.contextmanager
+    def selected(architecture: str, releases: tuple[str, ...] = ()) -> Iterator[str]:
+        names = FOREIGN[" ".join((architecture, *releases))]
+        if names is None:
+            raise HostError("the mirror does not have it", "")
+        known[:] = names
+        yield ""
+        known[:] = NAMES
+
+    monkeypatch.setattr(foreign, "selected", selected)
+    monkeypatch.setattr(foreign, "with_lists", lambda folder, action, report: action())
     monkeypatch.setattr(packages, "candidates", lambda names: [Package(name, "1", "0") for name in names])
     asked: list[str] = []
 
@@ -45,9 +75,12 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [package.name for package in wanted]
 
     def members(deb: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-        release = deb.removeprefix("linux-image-")
+        release = deb.removeprefix("linux-image-").removeprefix("linux-binary-")
+        new = f"usr/lib/modules/{release}"
         yield tarfile.TarInfo("boot"), None
-        yield tarfile.TarInfo(f"boot/vmlinuz-{release}"), io.BytesIO(f"kernel {release}".encode())
+        yield tarfile.TarInfo(f"{new}/vmlinuz.sig"), io.BytesIO(b"no kernel")
+        path = f"{new}/vmlinuz" if deb.startswith("linux-binary") else f"boot/vmlinuz-{release}"
+        yield tarfile.TarInfo(path), io.BytesIO(f"kernel {release}".encode())
 
     monkeypatch.setattr(packages, "fetch", fetch)
     monkeypatch.setattr(packages, "members", members)
@@ -64,9 +97,56 @@ def test_the_newest_of_a_series_is_fetched_once(
     description = json.loads(path.with_name("bzImage.json").read_text())
     assert description["package"] == "linux-image-6.1.0-56-cloud-amd64"
     assert description["release"] == "6.1.0-56-cloud-amd64"
-    assert kernels.main(["--all"]) == 0
+    assert kernels.main(["debian-6.1-cloud", "debian-6.12-cloud"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert fetched == ["linux-image-6.1.0-56-cloud-amd64", "linux-image-6.12.101+deb12-cloud-amd64"]
+
+
+def test_all_are_fetched_each_from_its_architecture(
+    fetched: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        packages, "direct_dependencies", lambda name: ["linux-image-6.12.48+deb13-amd64", "kmod"]
+    )
+    assert kernels.main(["--all"]) == 0
+    printed = capsys.readouterr()
+    told = {Path(line).parts[-2]: Path(line) for line in printed.out.splitlines()}
+    assert tuple(told) == kernels.KNOWN
+    assert {name: path.read_text().removeprefix("kernel ") for name, path in told.items()} == {
+        "debian-6.1-cloud": "6.1.0-56-cloud-amd64",
+        "debian-6.12-cloud": "6.12.101+deb12-cloud-amd64",
+        "debian-6.1": "6.1.0-99-amd64",
+        "debian-6.12": "6.12.48+deb13-amd64",
+        "debian-6.1-cloud-arm64": "6.1.0-56-cloud-arm64",
+        "debian-6.12-cloud-arm64": "6.12.9+deb12-cloud-arm64",
+        "debian-6.1-arm64": "6.1.0-56-arm64",
+        "debian-6.12-arm64": "6.12.9+deb12-arm64",
+        "debian-riscv64": "7.2.12+deb14-riscv64",
+    }
+    assert {path.name for path in told.values()} == {"bzImage", "Image"}
+    assert printed.err == ""
+    fetched.clear()
+    assert kernels.main(["--all"]) == 0
+    assert not fetched
+
+
+def test_one_that_cannot_be_had_does_not_stop_the_others(
+    fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FOREIGN, "arm64", [])
+    assert kernels.main(["debian-6.1-arm64", "debian-6.1"]) == 125
+    printed = capsys.readouterr()
+    assert printed.out.strip().endswith("/debian-6.1/bzImage")
+    assert printed.err.splitlines()[0] == "fetch-kernels: apt knows no package for debian-6.1-arm64"
+
+
+def test_a_kernel_that_no_release_has_is_an_error(
+    fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FOREIGN, "riscv64 forky", [])
+    monkeypatch.setitem(FOREIGN, "riscv64 sid", None)
+    assert kernels.main(["debian-riscv64"]) == 125
+    assert capsys.readouterr().err.splitlines()[0] == "fetch-kernels: the mirror does not have it"
 
 
 def test_a_damaged_kernel_is_fetched_again(fetched: list[str]) -> None:
