@@ -62,8 +62,10 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if names is None:
             raise HostError("the mirror does not have it", "")
         known[:] = names
-        yield ""
-        known[:] = NAMES
+        try:
+            yield ""
+        finally:
+            known[:] = NAMES
 
     monkeypatch.setattr(foreign, "selected", selected)
     monkeypatch.setattr(foreign, "with_lists", lambda folder, action, report: action())
