@@ -1,0 +1,368 @@
+"""What a port of a virtio console is joined to on the host: Python code, a file, or a Unix socket's client.
+
+The port asks: :meth:`Endpoint.take` for output of the guest, :meth:`Endpoint.fill` for input to it, both with
+views of guest RAM, so that a descriptor's data moves by one writev or readv.  An endpoint that takes or gives
+nothing now calls :meth:`Port.pump_output` or :meth:`Port.pump_input` when that changes.  So either side waits for the
+other: output that nobody takes stays in the guest, input that the guest does not read stays at its source.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Pump(Protocol):
+        """What an endpoint sees of its port (:class:`pyvmm.devices.virtio.console.Port`)."""
+
+        def pump_output(self) -> None: ...
+        def pump_input(self) -> None: ...
+        def host_changed(self) -> None: ...
+
+    class Thread(Protocol):
+        """What an endpoint sees of the device's thread (:class:`pyvmm.devices.virtio.worker.Worker`)."""
+
+        def watch(self, fd: int, callback: Callable[[], None], events: int = ...) -> None: ...
+        def unwatch(self, fd: int) -> None: ...
+        def call(self, function: Callable[[], None]) -> None: ...
+
+
+#: Bytes of output that Python code gets at a time.
+CHUNK = 64 * 1024
+#: Bytes of input that may wait in a :class:`Channel` before its user is to send no more.
+CHANNEL_LIMIT = 256 * 1024
+#: Buffers in one writev or readv; the host's limit is 1024 (IOV_MAX).
+VECTOR = 256
+#: linux/socket.h, without the cost of the socket module.
+MSG_PEEK = 2
+#: Seconds that a slow reader has to take what the guest had written before the device stopped.
+LAST_SECONDS = 1.0
+
+
+class Endpoint:
+    """The host's side of a port.  Its methods are called in the device's thread; between stop and start, by nobody.
+
+    ``connected``: somebody is there.  While it is False, output is dropped (Linux sends none then, it waits).
+    """
+
+    connected = True
+    _port: Pump | None = None
+    _thread: Thread | None = None
+
+    def start(self, port: Pump, thread: Thread) -> None:
+        """The device is active: from now on ``port`` may be pumped, in ``thread``."""
+        self._port, self._thread = port, thread
+
+    def stop(self) -> None:
+        """The device is not active any more, and its thread is gone."""
+        self._port = self._thread = None
+
+    def take(self, views: list[memoryview]) -> int:
+        """Take some of the guest's output: how many bytes; 0 if it has to wait until pump_output() is called."""
+        raise NotImplementedError
+
+    def fill(self, views: list[memoryview]) -> int:
+        """Fill ``views`` with input: how many bytes; 0 if there is none until pump_input() is called."""
+        return 0
+
+    def guest_opened(self, is_open: bool) -> None:
+        """The guest has opened or closed the port."""
+
+    def last_wait(self) -> bool:
+        """The device stops and output is left: wait until it can be taken; False to give it up."""
+        return False
+
+    def close(self) -> None:
+        """Give everything back, for good.  Any thread, after stop()."""
+
+
+class Channel(Endpoint):
+    """A port for Python code: bytes in, bytes out.
+
+    ``on_output(data)`` gets what the guest writes, at most :data:`CHUNK` bytes at a time; ``on_open(is_open)`` hears of
+    the guest opening and closing the port; ``on_room()`` is called when :attr:`pending` has sunk to half of ``limit``
+    after having reached it.  All three are called in the device's thread and must not block.
+    :meth:`send`, :meth:`hold` and :meth:`release` are for any thread.
+    """
+
+    def __init__(
+        self,
+        on_output: Callable[[bytes], None] | None = None,
+        *,
+        on_open: Callable[[bool], None] | None = None,
+        on_room: Callable[[], None] | None = None,
+        limit: int = CHANNEL_LIMIT,
+    ) -> None:
+        self.limit = limit
+        self.is_open = False
+        self._on_output = on_output
+        self._on_open = on_open
+        self._on_room = on_room
+        self._pending = bytearray()
+        self._was_full = False
+        self._held = False
+        self._asked = False  # a pump_input() is on its way
+        self._lock = threading.Lock()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of input that the guest has not taken yet."""
+        return len(self._pending)
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Input for the guest.  All of it is accepted; send no more while :attr:`pending` is ``limit`` or more."""
+        with self._lock:
+            self._pending += data
+            if len(self._pending) >= self.limit:
+                self._was_full = True
+            thread, port = self._thread, self._port
+            if self._asked or thread is None or port is None:
+                return
+            self._asked = True
+        thread.call(port.pump_input)
+
+    def hold(self) -> None:
+        """Let the guest's output wait in the guest until :meth:`release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Take output again."""
+        self._held = False
+        thread, port = self._thread, self._port
+        if thread is not None and port is not None:
+            thread.call(port.pump_output)
+
+    def stop(self) -> None:
+        with self._lock:
+            super().stop()
+            self._asked = False
+
+    def take(self, views: list[memoryview]) -> int:
+        if self._held:
+            return 0
+        data = gather(views, CHUNK)
+        if self._on_output is not None:
+            self._on_output(data)
+        return len(data)
+
+    def fill(self, views: list[memoryview]) -> int:
+        with self._lock:
+            self._asked = False
+            pending, done = self._pending, 0
+            for view in views:
+                piece = pending[done : done + len(view)]
+                view[: len(piece)] = piece
+                done += len(piece)
+                if done == len(pending):
+                    break
+            del pending[:done]
+            room = self._was_full and len(pending) <= self.limit // 2
+            if room:
+                self._was_full = False
+        if room and self._on_room is not None:
+            self._on_room()
+        return done
+
+    def guest_opened(self, is_open: bool) -> None:
+        self.is_open = is_open
+        if self._on_open is not None:
+            self._on_open(is_open)
+
+
+class FileEndpoint(Endpoint):
+    """Output goes to a descriptor: a file, or a pipe or terminal that is opened with O_NONBLOCK.  There is no input.
+
+    A descriptor that takes nothing any more (its reader is gone, the disk is full) is said once through ``say``; from
+    then on output is dropped, and ``lost`` counts its bytes.
+    """
+
+    def __init__(self, fd: int, name: str, say: Callable[[str], None]) -> None:
+        self.lost = 0
+        self._fd = fd
+        self._name = name
+        self._say = say
+        self._failed = False
+
+    def take(self, views: list[memoryview]) -> int:
+        if not self._failed:
+            try:
+                return os.writev(self._fd, views[:VECTOR])
+            except BlockingIOError:
+                if self._thread is not None:
+                    self._thread.watch(self._fd, self._writable, select.POLLOUT)
+                return 0
+            except OSError as error:
+                self._failed = True
+                self._say(f"{self._name} takes no more output: {error.strerror}")
+        size = sum(map(len, views))
+        self.lost += size
+        return size
+
+    def _writable(self) -> None:
+        if self._thread is not None:
+            self._thread.unwatch(self._fd)
+        if self._port is not None:
+            self._port.pump_output()
+
+    def last_wait(self) -> bool:
+        return wait_for(self._fd, select.POLLOUT)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SocketEndpoint(Endpoint):
+    """One client at a time of a listening Unix stream socket; the next one waits in the queue until it has gone.
+
+    ``listener`` is non-blocking and belongs to whoever made it.  A client that has shut down only its sending side
+    still gets output; what one sent before it went away still reaches the guest.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.clients = 0
+        self.lost = 0
+        self._listener = listener
+        self._client: socket.socket | None = None
+        self._want = 0  # the events waited for
+        self._gone = False  # it has hung up: what is left to read is all that comes
+
+    @property
+    def connected(self) -> bool:  # type: ignore[override]
+        return self._client is not None
+
+    def start(self, port: Pump, thread: Thread) -> None:
+        super().start(port, thread)
+        if self._client is None:
+            thread.watch(self._listener.fileno(), self._accept)
+        else:
+            self._arm(select.POLLIN)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # gone again
+            return
+        client.setblocking(False)
+        if self._thread is not None:
+            self._thread.unwatch(self._listener.fileno())
+        self.clients += 1
+        self._client, self._want, self._gone = client, 0, False
+        self._arm(0)
+        if self._port is not None:
+            self._port.host_changed()
+            self._port.pump_input()
+
+    def _arm(self, events: int) -> None:
+        """Wait for ``events`` too.  A hang-up is always waited for, until it has come."""
+        self._want |= events
+        if self._client is not None and self._thread is not None and not self._gone:
+            self._thread.watch(self._client.fileno(), self._ready, self._want)
+
+    def _ready(self) -> None:
+        client, thread = self._client, self._thread
+        if client is None or thread is None:
+            return
+        wanted, self._want = self._want, 0
+        if wait_for(client.fileno(), 0, 0.0):
+            self._gone = True
+            thread.unwatch(client.fileno())
+            wanted |= select.POLLIN
+            if not self._left():
+                self._drop()
+                return
+        else:
+            self._arm(0)
+        if self._port is not None:
+            if wanted & select.POLLOUT:
+                self._port.pump_output()
+            if wanted & select.POLLIN:
+                self._port.pump_input()
+
+    def _left(self) -> bool:
+        """Whether a client that has gone left something to read."""
+        try:
+            return self._client is not None and bool(self._client.recv(1, MSG_PEEK))
+        except OSError:
+            return False
+
+    def take(self, views: list[memoryview]) -> int:
+        client = self._client
+        if client is not None:
+            try:
+                return client.sendmsg(views[:VECTOR])
+            except BlockingIOError:
+                self._arm(select.POLLOUT)
+                return 0
+            except OSError:
+                self._gone = True
+                self._drop()
+        size = sum(map(len, views))
+        self.lost += size
+        return size
+
+    def fill(self, views: list[memoryview]) -> int:
+        client = self._client
+        if client is None:
+            return 0
+        try:
+            size = client.recvmsg_into(views[:VECTOR])[0]
+        except BlockingIOError:
+            self._arm(select.POLLIN)
+            return 0
+        except OSError:
+            size, self._gone = 0, True
+        if not size and self._gone:  # otherwise only its sending side is shut down
+            self._drop()
+        return size
+
+    def _drop(self) -> None:
+        """The client has gone: let the next one in."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if self._thread is not None:
+            self._thread.unwatch(client.fileno())
+            self._thread.watch(self._listener.fileno(), self._accept)
+        client.close()
+        if self._port is not None:
+            self._port.host_changed()
+
+    def last_wait(self) -> bool:
+        return self._client is not None and wait_for(self._client.fileno(), select.POLLOUT)
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def gather(views: list[memoryview], most: int) -> bytes:
+    """A copy of the first bytes of ``views``, at most ``most``."""
+    if len(views) == 1:
+        return bytes(views[0][:most])
+    data = bytearray()
+    for view in views:
+        data += view[: most - len(data)]
+        if len(data) == most:
+            break
+    return bytes(data)
+
+
+def wait_for(fd: int, events: int, seconds: float = LAST_SECONDS) -> bool:
+    """Whether ``fd`` becomes ready for ``events`` within ``seconds``; without events, whether it has hung up."""
+    poll = select.poll()
+    poll.register(fd, events)
+    ready = poll.poll(seconds * 1000)
+    if not ready:
+        return False
+    if not events:
+        return bool(ready[0][1] & (select.POLLHUP | select.POLLERR))
+    return bool(ready[0][1] & events)
