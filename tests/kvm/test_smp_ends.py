@@ -1,4 +1,4 @@
-"""Several vCPUs, started by the guest itself: whichever of them ends the run, all are stopped and their threads gone."""
+"""Several vCPUs, started by the guest itself: whichever of them ends the run, all stop and their threads are gone."""
 
 from __future__ import annotations
 
