@@ -22,20 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LINES = 20
+_LINES = 20  # of its standard error that are kept
+_PATIENCE = 3.0  # seconds
 
 
 class Daemon:
     """The running program ``name``; ``socket`` is our connection to it.
 
     ``command(fd)`` is its command line, fd being the listening Unix socket it inherits.  It is sent SIGTERM
-    when the thread that made this ends, however that comes about.  Raises HostError where it cannot be started.
+    when the thread that made this ends, however that comes about.  ``ends_alone``: it ends when we hang up, and
+    gets the time for it.  Raises HostError where it cannot be started.
     """
 
     def __init__(
-        self, name: str, command: Callable[[int], Sequence[str]], *, pass_fds: tuple[int, ...] = ()
+        self,
+        name: str,
+        command: Callable[[int], Sequence[str]],
+        *,
+        pass_fds: tuple[int, ...] = (),
+        ends_alone: bool = False,
     ) -> None:
         self.name = name
+        self._ends_alone = ends_alone
         self._stderr: deque[str] = deque(maxlen=_LINES)
         with tempfile.TemporaryDirectory(prefix="pyvmm-") as folder:  # mode 0700
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -93,10 +101,9 @@ class Daemon:
 
     def epitaph(self, wait: float = 1) -> str:
         """How it ended and its last words, as the rest of a sentence; empty if it runs after ``wait`` seconds."""
-        try:
-            status = self._process.wait(wait)
-        except subprocess.TimeoutExpired:
+        if not self._has_ended(wait):
             return ""
+        status = self._process.returncode
         self._reader.join(1)
         ended = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
         return f"{ended}{': ' + self._stderr[-1] if self._stderr else ''}"
@@ -104,11 +111,16 @@ class Daemon:
     def close(self) -> None:
         """Hang up, end the program if that does not end it, and reap it.  Closing twice is no error."""
         self.socket.close()
-        if self._process.poll() is None:
+        if not self._has_ended(_PATIENCE if self._ends_alone else 0):
             self._process.terminate()
-            try:
-                self._process.wait(3)
-            except subprocess.TimeoutExpired:
+            if not self._has_ended(_PATIENCE):
                 self._process.kill()
                 self._process.wait()
         self._reader.join(1)
+
+    def _has_ended(self, wait: float) -> bool:
+        try:
+            self._process.wait(wait)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
