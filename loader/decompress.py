@@ -247,8 +247,6 @@ def _stream(
             try:
                 # One byte more than there is room for: enough to see that it is too much.
                 result = stream.decompress(data, min(CHUNK, sink.room + 1))
-            except EOFError:
-                raise source.truncated() from None
             except (error, MemoryError) as reason:
                 raise source.corrupt(name, reason) from None
             sink.write(result)

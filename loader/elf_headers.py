@@ -87,7 +87,7 @@ class ElfImage:
         notes: NoteSummary,
         has_notes: bool,
         is_linux: bool,
-        end: int = 0,
+        end: int,
     ) -> None:
         self.end = end
         self.machine = machine

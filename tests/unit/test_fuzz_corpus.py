@@ -26,6 +26,38 @@ def test_every_target_has_a_corpus():
     assert sum(file.stat().st_size for file in FILES) < 200_000
 
 
+def test_the_corpus_is_what_its_script_makes():
+    """Where a library of another release packs otherwise, what it packs must still unpack to the same."""
+    pytest.importorskip("lz4.block")
+    pytest.importorskip("backports.zstd")
+    import make_corpus
+
+    made = make_corpus.corpus()
+    committed = {f"{file.parent.name}/{file.name}": file.read_bytes() for file in FILES}
+    assert sorted(made) == sorted(committed)
+    assert [path for path in made if made[path] != committed[path]] == []
+
+
+def test_the_corpus_holds_valid_files_to_start_from(monkeypatch):
+    """Each packed kernel unpacks to the end; a corpus that every check refuses at once would teach a fuzzer nothing."""
+    import targets
+
+    sizes: list[int] = []
+    unpack = targets.payload.unpack
+
+    def watched(*arguments, **options):
+        sink = unpack(*arguments, **options)
+        sizes.append(sink.total)
+        return sink
+
+    monkeypatch.setattr(targets.payload, "unpack", watched)
+    packed = [file for file in FILES if file.parent.name in ("payload", "zboot")]
+    for file in packed:
+        TARGETS[file.parent.name](file.read_bytes())
+    size = len((FOLDER / "corpus" / "inspect" / "elf").read_bytes()) - 1
+    assert sizes == [size] * len(packed)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.name}")
 def test_corpus(file):
     TARGETS[file.parent.name](file.read_bytes())

@@ -11,12 +11,13 @@ from loader_images import MIB, Elf, Phdr, as_file, guest_os_note, kernel, note, 
 
 from loader import elf, errors, files
 from loader.buffer import BufferMemory
-from loader.enums import EM_386, EM_AARCH64, ET_CORE, ET_REL, PT_INTERP, PT_NOTE
+from loader.enums import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64, ET_CORE, ET_REL, PT_INTERP, PT_NOTE
 from loader.result import PVH_ENTRY_IGNORED, PVH_ENTRY_NOT_PRESENT, pvh_entry_present
 
 POISON = 0xA5
 BASE = 0x1000000
 U64 = 2**64
+PT_NULL, PT_PHDR, PT_GNU_STACK = 0, 6, 0x6474E551
 
 
 def memory(end: int = 22 * MIB) -> BufferMemory:
@@ -69,9 +70,12 @@ class TestHeader:
             with pytest.raises(errors.ReadElfHeader, match="Input/output error"):
                 elf.read_image(file)
 
-    def test_bad_magic_number(self):
+    @pytest.mark.parametrize("magic", [b"\x7fELG", b"\x7fELE"])
+    def test_bad_magic_number(self, magic):
         refuse(
-            kernel(magic=b"\x7fELG"), errors.InvalidElfMagicNumber, "starts with 7f 45 4c 47, not 7f 45 4c 46"
+            kernel(magic=magic),
+            errors.InvalidElfMagicNumber,
+            f"starts with {magic.hex(' ')}, not 7f 45 4c 46",
         )
 
     @pytest.mark.parametrize("data", [0, 2, 255])
@@ -90,8 +94,14 @@ class TestHeader:
         assert error.hint == "give a kernel built for x86_64"
         refuse(kernel(machine=EM_386), errors.InvalidElfMachine, "for i386")
 
-    def test_machine_asked_for(self):
-        assert read(kernel(machine=EM_AARCH64), "aarch64").machine == "aarch64"
+    @pytest.mark.parametrize(
+        ("number", "machine"), [(EM_AARCH64, "aarch64"), (EM_RISCV, "riscv64"), (EM_X86_64, "x86_64")]
+    )
+    def test_machine_asked_for(self, number, machine):
+        assert read(kernel(machine=number), machine).machine == machine
+        for other in {"aarch64", "riscv64", "x86_64"} - {machine}:
+            with pytest.raises(errors.InvalidElfMachine, match=f"for {machine} .*machine is {other}"):
+                read(kernel(machine=number), other)
 
     @pytest.mark.parametrize("kind", [0, ET_REL, ET_CORE, 9])
     def test_nothing_to_load(self, kind):
@@ -173,6 +183,14 @@ class TestSegments:
         image = kernel()
         image.segments[0].memsz = 0x122
         refuse(image, errors.InvalidSegmentSize, "0x123 bytes in the file and only 0x122 in memory")
+
+    @pytest.mark.parametrize("kind", [PT_NULL, PT_PHDR, PT_GNU_STACK])
+    def test_other_kinds_are_not_looked_at(self, kind):
+        """Whatever they claim."""
+        image = kernel()
+        image.segments.append(Phdr(pvh_note(0x1234), BASE, kind=kind, memsz=1, filesz=0x10000, offset=2**63))
+        found = read(image)
+        assert (len(found.segments), found.has_notes, found.notes.pvh_entry) == (2, False, None)
 
     def test_ends_outside_the_file(self):
         image = kernel()
@@ -334,6 +352,25 @@ class TestLinux:
         image = self.linked_high(pvh_note(BASE))
         image.segments.append(Phdr(b"/red/herring\0", kind=PT_INTERP))
         assert not read(image).is_linux
+
+    @pytest.mark.parametrize("moved", [0x1000, -0x1000])
+    def test_linked_elsewhere(self, moved):
+        image = self.linked_high()
+        image.segments[0].vaddr += moved
+        assert not read(image).is_linux
+
+    def test_linked_at_no_address_at_all(self):
+        """The sum of the physical address and Linux's offset would pass 64 bits."""
+        image = Elf([Phdr(b"code", 0x8000_0000, vaddr=0xFFFF_FFFF_0000_0000)], entry=0x8000_0000)
+        assert not read(image).is_linux
+
+    def test_the_lowest_segment_says_where_it_is_linked(self):
+        """Linux's last, its per-CPU data, was at virtual address 0 for long."""
+        image = self.linked_high()
+        image.segments[1].vaddr = 0
+        assert read(image).is_linux
+        image.segments.reverse()
+        assert read(image).is_linux
 
     def test_off_its_boundary(self):
         linux = kernel(guest_os_note(b"linux"))

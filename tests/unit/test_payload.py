@@ -32,6 +32,7 @@ from loader.payload_errors import (
     PayloadTruncated,
     UnknownCompression,
 )
+from loader.zboot import read_header as read_zboot_header
 
 MIB = 1 << 20
 KINDS = sorted(COMMANDS)
@@ -173,6 +174,10 @@ def test_lz4_frame():
     frame = pytest.importorskip("lz4.frame")
     data = frame.compress(ARM64_IMAGE)
     assert unpacked(data + b"rest") == ARM64_IMAGE
+    image = ARM64_IMAGE + bytes(5 * MIB)  # more than comes out at once of what goes in at once
+    packed = frame.compress(image, block_size=frame.BLOCKSIZE_MAX4MB)
+    assert len(packed) < decompress.CHUNK < len(image)
+    assert unpacked(packed) == image
     with pytest.raises(PayloadTruncated):
         unpacked(data[:-9])
     with pytest.raises(PayloadCorrupt):
@@ -309,6 +314,47 @@ def test_no_descriptor_is_lost():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_file_cut_while_it_is_unpacked():
+    data = packed_bzimage("gzip", os.urandom(3 * MIB))
+    fd = os.memfd_create("out")
+    with as_file(data) as file:
+        found = payload.find(file)
+        os.ftruncate(file.fd, 2 * MIB + 1)
+        with pytest.raises(PayloadTruncated, match=f"ends at {2 * MIB + 1:#x}"):
+            payload.unpack(file, found, fd)
+    os.close(fd)
+
+
+def test_payload_says_what_it_is():
+    with as_file(with_payload(gzip.compress(bytes(0x12345)))) as file:
+        found = payload.find(file)
+        assert repr(found) == f"<Payload gzip {found.length:#x} bytes at {found.offset:#x} for 0x12345>"
+    assert repr(payload.Payload(Format.XZ, 0x40, 0x10)) == "<Payload xz 0x10 bytes at 0x40>"
+
+
+def run(format: Format, data: bytes) -> None:
+    """Straight to the decompressor, whatever ``data`` starts with."""
+    fd = os.memfd_create("out")
+    try:
+        with as_file(data) as file:
+            sink = decompress.Sink(fd, file.path, MIB, 5.0)
+            decompress.decompressor(format)(decompress.Source(file, 0, len(data)), sink)
+    finally:
+        os.close(fd)
+
+
+def test_not_in_the_format_that_was_said():
+    with pytest.raises(UnknownCompression, match="ELF is no compression"):
+        run(Format.ELF, b"")
+    for format in (Format.GZIP, Format.BZIP2, Format.XZ, Format.LZMA):
+        with pytest.raises(PayloadCorrupt, match=f"its {format.value} data is damaged"):
+            run(format, b"\xff" * 100)
+    for kind in ("lzo", "zstd", "lz4"):
+        pytest.importorskip(MODULES[kind])
+        with pytest.raises(PayloadCorrupt, match=f"its {kind} data is damaged"):
+            run(Format(kind), b"\xff" * 100)
+
+
 # -- lzop ----------------------------------------------------------------------------------------------
 
 
@@ -393,6 +439,14 @@ def test_zboot(name, kind):
         found = payload.find(file)
         assert (found.compression.value, found.offset, found.length) == (kind, 0x240, len(packed))
     assert unpacked(data, machine="aarch64") == ARM64_IMAGE
+
+
+@pytest.mark.parametrize(
+    "data", [b"", zboot(b"", "gzip")[:63], b"MZ" + bytes(62), bytes(4) + b"zimg" + bytes(60)]
+)
+def test_no_zboot_header(data):
+    with as_file(data) as file, pytest.raises(InvalidZboot, match="no EFI zboot header"):
+        read_zboot_header(file)
 
 
 @pytest.mark.parametrize(
