@@ -67,6 +67,32 @@ AMD = {
 }
 
 
+# An AMD host as recorded from KVM_GET_SUPPORTED_CPUID: an EPYC 7003, itself under a hypervisor.
+EPYC = {
+    (0, 0): (0x00000010, 0x68747541, 0x444D4163, 0x69746E65),
+    (1, 0): (0x00A00F11, 0x01020800, 0x81202000, 0x078BFBFF),
+    (4, 0): (0, 0, 0, 0),
+    (6, 0): (0x00000004, 0, 0, 0),
+    (0xA, 0): (0, 0, 0, 0),
+    (0xB, 0): (0, 0, 0, 1),
+    (0x80000000, 0): (0x80000022, 0x68747541, 0x444D4163, 0x69746E65),
+    (0x80000001, 0): (0x00A00F11, 0x40000000, 0x00400393, 0x23D3FBFF),
+    (0x80000007, 0): (0, 0, 0, 0x100),
+    (0x80000008, 0): (0x00003030, 0x110AD205, 0x00007001, 0),
+    (0x8000001D, 0): (0x00000121, 0x01C0003F, 0x0000003F, 0),
+    (0x8000001D, 1): (0x00000122, 0x01C0003F, 0x0000003F, 0),
+    (0x8000001D, 2): (0x00000143, 0x01C0003F, 0x000003FF, 2),
+    (0x8000001D, 3): (0x00004163, 0x03C0003F, 0x00007FFF, 1),
+    (0x8000001D, 4): (0, 0, 0, 0),
+    (0x8000001E, 0): (0, 0, 0, 0),
+    **KVM,
+}
+
+# An Intel host since Linux 6.2: leaf 0xb is empty, leaf 4 is still the host's.
+INTEL_NEWER = {**INTEL, (0xB, 0): (0, 0, 0, 5), (0x1F, 0): (0, 0, 0, 5)}
+del INTEL_NEWER[0xB, 1]
+
+
 def patched(
     leaves: dict[tuple[int, int], Leaf], index: int, count: int, **options: int
 ) -> dict[tuple[int, int], Leaf]:
@@ -204,3 +230,81 @@ def test_the_list_is_not_changed_and_serves_every_vcpu() -> None:
 
 def test_an_empty_list_is_no_error() -> None:
     assert cpuid.patch([], 0, 1, tsc_khz=1000) == []
+
+
+# --- the topology, from each of the leaves that tell it ---------------------------------------------------
+
+HOSTS = {"intel": INTEL, "newer intel": INTEL_NEWER, "amd": AMD, "epyc": EPYC}
+Leaves = dict[tuple[int, int], Leaf]
+
+
+def bits(count: int) -> int:
+    """The width of a number that tells ``count`` things apart."""
+    return (count - 1).bit_length()
+
+
+def extended(leaves: Leaves, leaf: int) -> tuple[int, int, int, int, int]:
+    """SDM volume 3, 9.9.3, from leaf 0xb or 0x1f: package, core, thread, threads of a core, threads of a package."""
+    level, threads, widths = 0, {}, {}
+    while (kind := leaves[leaf, level][2] >> 8 & 0xFF) != 0:
+        assert leaves[leaf, level][2] & 0xFF == level
+        widths[kind], threads[kind] = leaves[leaf, level][0] & 0x1F, leaves[leaf, level][1] & 0xFFFF
+        level += 1
+    id = leaves[leaf, 0][3]
+    core = (id & ((1 << widths[2]) - 1)) >> widths[1]
+    return id >> widths[2], core, id & ((1 << widths[1]) - 1), threads[1], threads[2]
+
+
+def caches(leaves: Leaves, leaf: int) -> dict[tuple[int, int], int]:
+    """(level, type) of each cache, and how many logical processors may share it."""
+    return {
+        (eax >> 5 & 7, eax & 0x1F): (eax >> 14 & 0xFFF) + 1
+        for (function, _), (eax, _, _, _) in leaves.items()
+        if function == leaf and eax & 0x1F
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 64, 255])
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_every_leaf_tells_of_one_package_with_a_core_for_each_vcpu(host: Leaves, count: int) -> None:
+    amd = host[0, 0] in (AMD[0, 0], EPYC[0, 0])
+    ids = set()
+    for index in range(count):
+        leaves = patched(host, index, count)
+        # Leaf 1, and with it leaf 4 (Intel) or 0x80000008 (AMD): how many ids there are for threads and for cores.
+        _, ebx, _, edx = leaves[1, 0]
+        ids.add(ebx >> 24)
+        assert ebx >> 24 == index
+        threads = ebx >> 16 & 0xFF if edx & HTT else 1
+        if amd:
+            assert bool(leaves[0x80000001, 0][2] & 2) == (
+                count > 1
+            )  # CMP_LEGACY: the threads of leaf 1 are cores
+            size = leaves[0x80000008, 0][2]
+            assert (size & 0xFF) + 1 == count
+            assert size >> 12 & 0xF == bits(count)
+            cores = 1 << (size >> 12 & 0xF)
+        else:
+            cores = {
+                (eax >> 26) + 1 for (leaf, _), (eax, *_) in leaves.items() if leaf == 4 and eax & 0x1F
+            }.pop()
+            assert cores == min(1 << bits(count), 64)
+        if count <= 64:
+            assert threads == cores == 1 << bits(count)
+        # The extended leaves.
+        for leaf in (0xB,) if amd else (0xB, 0x1F):
+            assert extended(leaves, leaf) == (0, index, 0, 1, count)
+        # AMD's own.
+        if amd:
+            eax, ebx, ecx, _ = leaves[0x8000001E, 0]
+            assert (eax, ebx & 0xFF, ebx >> 8 & 0xFF, ecx & 0x7FF) == (index, index, 0, 0)
+        # Caches: the first two levels are each core's own, the third everybody's.
+        for (level, _), sharing in caches(leaves, 0x8000001D if amd else 4).items():
+            groups = {vcpu >> bits(sharing) for vcpu in range(count)}
+            assert len(groups) == (1 if level == 3 else count)
+    assert ids == set(range(count))
+
+
+def test_amds_extended_topology_leaf_is_not_the_hosts() -> None:
+    host = {**EPYC, (0x80000026, 0): (1, 2, 0x100, 5), (0x80000026, 1): (4, 8, 0x201, 5)}
+    assert not [key for key in patched(host, 1, 4) if key[0] == 0x80000026]

@@ -84,7 +84,8 @@ def patch(
         elif function == 4:
             _patch_cache(entry, (1 << width) - 1)
             if entry.eax & CacheEax.TYPE:
-                # The host's number of cores in the package would contradict leaves 1 and 0xb.
+                # The host's number of cores in the package would contradict leaves 1 and 0xb.  The field ends at 64,
+                # beyond which only leaf 0xb can say the truth.
                 entry.eax = entry.eax & ~CacheEax.CORES | min((1 << width) - 1, 63) << 26
         elif function == 6:
             # KVM has no IA32_ENERGY_PERF_BIAS: Linux would read it, fault, and warn on each CPU.
@@ -152,7 +153,8 @@ def _with_topology(
 ) -> list[kvm_cpuid_entry2]:
     """Leaves 0xb and 0x1f anew: KVM empties them since Linux 6.2, and gave the host's topology before.
 
-    Subleaf 0 is the thread level (one), 1 the core level, 2 ends the list; EDX is the x2APIC id in each.
+    Subleaf 0 is the thread level (one), 1 the core level, 2 ends the list; EDX is the x2APIC id in each.  AMD's own
+    leaf of the kind, 0x80000026, which Linux would ask first, is left out: it reads as "not there".
     """
     leaf0 = by_leaf.get(0)
     highest = leaf0.eax if leaf0 is not None else 0
@@ -164,7 +166,7 @@ def _with_topology(
         for leaf in leaves
         for level, kind, shift, processors in ((0, 1, 0, 1), (1, 2, width, count), (2, 0, 0, 0))
     ]
-    return [entry for entry in entries if entry.function not in (0xB, 0x1F)] + topology
+    return [entry for entry in entries if entry.function not in (0xB, 0x1F, 0x8000_0026)] + topology
 
 
 def _with_timing(entries: list[kvm_cpuid_entry2], tsc_khz: int) -> list[kvm_cpuid_entry2]:
