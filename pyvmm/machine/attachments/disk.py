@@ -1,0 +1,154 @@
+"""``--disk``: a block device, from a raw image or block device by own code, or from what qemu-storage-daemon opens."""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.errors import UsageError
+from pyvmm.machine.attachments.base import Attachment, Key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.devices.virtio.device import VirtioDevice
+    from pyvmm.devices.virtio.disk_file import Disk as OpenDisk
+    from pyvmm.machine.attachments.base import Host
+
+#: The value of ``overlay`` that keeps nothing.
+TEMPORARY = "temporary"
+
+_QCOW2_MAGIC = b"QFI\xfb"
+_MOST_SERIAL = 20
+
+
+class Disk(Attachment):
+    """A disk with the content of ``path``."""
+
+    KIND = "disk"
+    POSITIONAL = "path"
+    KEYS = {
+        "path": Key(
+            str,
+            required=True,
+            help="an image file, a block device, or the URL of an image (nbd://, https://)",
+        ),
+        "ro": Key(bool, help="the guest may not write"),
+        "overlay": Key(
+            str,
+            bare=TEMPORARY,
+            help="leave the file as it is: changes go to a temporary file, or with overlay=FILE to one that is kept",
+        ),
+        "format": Key(
+            str,
+            default="auto",
+            choices=("auto", "raw", "qcow2"),
+            help="auto: qcow2 if the name ends so, else raw",
+        ),
+        "serial": Key(str, help=f"what the guest knows it by, up to {_MOST_SERIAL} characters"),
+        "cache": Key(
+            str,
+            default="writeback",
+            choices=("writeback", "unsafe"),
+            help="unsafe: flushes do not reach the storage, which is quick, and loses data with the host's power",
+        ),
+    }
+
+    path: str
+    ro: bool
+    overlay: str | None
+    format: str
+    serial: str | None
+    cache: str
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        if not self.path:
+            raise UsageError("a disk without a name", "write --disk FILE")
+        if self.ro and self.overlay is not None:
+            raise UsageError(
+                f"disk {self.path}: ro and overlay exclude each other",
+                "an overlay is there to be written to, and leaves the file alone anyway: leave out ro",
+            )
+        if self.overlay == "":
+            raise UsageError(
+                f"disk {self.path}: overlay= has no file",
+                "write overlay=FILE to keep the changes, overlay to drop them",
+            )
+        if self.serial is not None and not (
+            self.serial.isascii() and self.serial.isprintable() and len(self.serial) <= _MOST_SERIAL
+        ):
+            raise UsageError(
+                f"disk {self.path}: the serial {self.serial!r} cannot be used",
+                f"give up to {_MOST_SERIAL} plain characters",
+            )
+        self.shared_memory = self.remote or self.kind == "qcow2"
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is the URL of an image."""
+        return "://" in self.path
+
+    @property
+    def kind(self) -> str:
+        """The format: raw or qcow2.  The content has no say, as the guest can write what it likes there."""
+        if self.format != "auto":
+            return self.format
+        return "qcow2" if self.path.lower().endswith(".qcow2") else "raw"
+
+    def files(self) -> list[str]:
+        """The image, and the overlay if there is one already."""
+        found = [] if self.remote else [self.path]
+        if self.overlay is not None and self.overlay != TEMPORARY and os.path.exists(self.overlay):
+            found.append(self.overlay)
+        return found
+
+    def changed_files(self) -> list[str]:
+        """The image, unless it stays as it is, or the overlay that is kept."""
+        if self.overlay is not None:
+            return [] if self.overlay == TEMPORARY else [self.overlay]
+        return [] if self.ro or self.remote else [self.path]
+
+    def check(self) -> None:
+        """Whether the image is there, can be opened, and is of the format."""
+        if self.remote:
+            return
+        from pyvmm.devices.virtio.disk_file import DiskFile
+
+        file = DiskFile(self.path, self.ro or self.overlay is not None)
+        try:
+            if self.format == "auto" and self.kind == "raw" and os.pread(file.fd, 4, 0) == _QCOW2_MAGIC:
+                raise UsageError(
+                    f"disk {self.path} looks like a qcow2 image, but its name does not say so",
+                    f"say which: --disk {self.path},format=qcow2, or format=raw where a guest may have written that",
+                )
+        finally:
+            file.close()
+
+    def create(self, host: Host) -> VirtioDevice:
+        """Open and lock the files, and make the device."""
+        from pyvmm.devices.virtio.block import BlockDevice
+
+        self.check()
+        return BlockDevice(host.name, self._open(host), serial=self.serial or "", say=host.say)
+
+    def _open(self, host: Host) -> OpenDisk:
+        from pyvmm.devices.virtio.disk_file import DiskFile
+        from pyvmm.devices.virtio.disk_raw import RawDisk
+
+        synchronous = self.cache != "unsafe"
+        file = DiskFile(self.path, self.ro or self.overlay is not None)
+        try:
+            file.check_size(host.say)
+            file.lock(host.say)
+            if self.overlay is None:
+                return RawDisk(file, synchronous=synchronous)
+            from pyvmm.devices.virtio.disk_overlay_file import kept_overlay, temporary_overlay
+
+            if self.overlay == TEMPORARY:
+                return temporary_overlay(file)
+            return kept_overlay(self.overlay, file, host.say, synchronous=synchronous)
+        except BaseException:
+            file.close()
+            raise
+
+
+ATTACHMENT = Disk
