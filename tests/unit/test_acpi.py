@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.arch.x86_64 import acpi, aml
+from pyvmm.arch.x86_64 import acpi, aml, layout
 
 BASE = 0xE0000
 
@@ -223,6 +223,30 @@ def test_dsdt_has_the_serial_port_and_soft_off(tmp_path: Path) -> None:
 
 
 @needs_iasl
+def test_dsdt_has_the_power_button_and_the_event_that_tells_it(tmp_path: Path) -> None:
+    source, said = disassemble(tables(acpi.build(1))["DSDT"], tmp_path)
+    assert complaints(said) == []
+    flat = " ".join(re.sub(r"//[^\n]*|/\*.*?\*/", "", source).split())
+    assert 'Device (PWRB) { Name (_HID, EisaId ("PNP0C0C") ) Name (_UID, Zero) }' in flat
+    assert 'Device (GED0) { Name (_HID, "ACPI0013" ) Name (_UID, Zero)' in flat
+    assert "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000009, }" in flat
+    assert "Method (_EVT, 1, Serialized) { If ((Arg0 == 0x09)) { Notify (PWRB, 0x80) } }" in flat
+
+
+@needs_iasl
+def test_the_event_can_have_another_interrupt(tmp_path: Path) -> None:
+    source, _ = disassemble(tables(acpi.build(1, event_gsi=23))["DSDT"], tmp_path)
+    assert "If ((Arg0 == 0x17))" in source
+    assert re.search(r"0x00000017,", source)
+
+
+def test_the_event_shares_its_interrupt_with_nothing_else_of_the_map() -> None:
+    assert layout.GED_GSI < layout.IOAPIC_PINS
+    # the timer, the keyboard, the cascade, the serial ports, the clock
+    assert layout.GED_GSI not in (0, 1, 2, layout.COM1_IRQ, layout.COM2_IRQ, 8)
+
+
+@needs_iasl
 def test_dsdt_has_the_devices_that_the_machine_adds(tmp_path: Path) -> None:
     extra = [acpi.virtio_mmio(f"V{n:03}", n, 0xD000_0000 + 0x1000 * n, 0x1000, 5 + n) for n in range(20)]
     source, said = disassemble(tables(acpi.build(1, extra_devices=extra))["DSDT"], tmp_path)
@@ -272,6 +296,17 @@ def test_iasl_compiles_every_construct_to_the_same_aml(tmp_path: Path) -> None:
                         ),
                     ),
                     aml.method("_STA", 0, aml.return_(aml.integer(0x0F))),
+                    aml.method(
+                        "_EVT",
+                        1,
+                        aml.if_(
+                            aml.equal(aml.arg(0), aml.integer(300)),
+                            aml.notify("^ISA0.DEEP", 0x80),
+                            aml.notify("\\_SB.PCI0", 1),
+                        ),
+                        aml.if_(aml.equal(aml.arg(0), aml.arg(0))),
+                    ),
+                    aml.method("SIX", 7, aml.return_(aml.arg(6))),
                     aml.method("LONG", 2, aml.return_(aml.string("x" * 5000)), serialized=True),
                 ),
             ),
@@ -288,6 +323,8 @@ def test_iasl_compiles_every_construct_to_the_same_aml(tmp_path: Path) -> None:
     assert "Interrupt (ResourceConsumer, Level, ActiveLow, Shared, ,, ) { 0x00000028, }" in source
     assert "Memory32Fixed (ReadOnly, 0xFED00000," in source
     assert "Method (LONG, 2, Serialized)" in source
+    assert "If ((Arg0 == 0x012C)) { Notify (^ISA0.DEEP, 0x80)" in source
+    assert "Return (Arg6)" in source
 
 
 def recompile(table: bytes, folder: Path) -> tuple[bytes, str]:
@@ -342,3 +379,6 @@ def test_numbers_that_aml_cannot_hold_are_refused() -> None:
             aml.integer(value)
     with pytest.raises(ValueError, match="0 to 15"):
         aml.irq(16)
+    for number in (-1, 7):
+        with pytest.raises(ValueError, match="0 to 6"):
+            aml.arg(number)
