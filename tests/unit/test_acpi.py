@@ -244,6 +244,7 @@ def test_the_event_shares_its_interrupt_with_nothing_else_of_the_map() -> None:
     assert layout.GED_GSI < layout.IOAPIC_PINS
     # the timer, the keyboard, the cascade, the serial ports, the clock
     assert layout.GED_GSI not in (0, 1, 2, layout.COM1_IRQ, layout.COM2_IRQ, 8)
+    assert layout.GED_GSI not in layout.VIRTIO_GSIS
 
 
 @needs_iasl

@@ -110,17 +110,10 @@ PORT_MAP: tuple[tuple[int, int, str], ...] = (
 # -- interrupts (GSI = ISA IRQ: the IOAPIC's first 16 pins) ---------------------------------------------
 
 COM1_IRQ, COM2_IRQ = 4, 3
-GED_GSI = (
-    9  # the power button's event (acpi.py); what a PC's ACPI has for its SCI, which this machine has none of
-)
+GED_GSI = 9  # the power button's event (acpi.py): where a PC has its SCI, which this machine lacks
 IOAPIC_PINS = 24
-VIRTIO_GSIS = (
-    *range(16, 24),
-    5,
-    6,
-    7,
-    *range(10, 16),
-)  # one for each virtio device: pins that no ISA device has, first
+# One for each virtio device; pins that no ISA device has come first.
+VIRTIO_GSIS = (*range(16, 24), 5, 6, 7, *range(10, 16))
 
 # -- RAM ------------------------------------------------------------------------------------------------
 
