@@ -14,6 +14,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import threading
 from functools import partial
 
@@ -342,7 +343,9 @@ def _nothing(_: int) -> None:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether nobody listens at the Unix socket ``path``."""
+    """Whether ``path`` is a Unix socket at which nobody listens."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 

@@ -41,7 +41,8 @@ class Share(Attachment):
     def parse(cls, text: str) -> Self:
         """DIR:TAG and the rest of the keys; or path=DIR,tag=TAG."""
         first, *rest = split(text)
-        if first.partition("=")[0] in cls.KEYS:
+        name, equals, _ = first.partition("=")
+        if equals and name in cls.KEYS:
             return super().parse(text)
         path, _, tag = first.rpartition(":")
         if not path or not tag:
