@@ -25,8 +25,9 @@ USERSPACE_REACHED = "pyvmm: userspace reached"
 LAB_GRACE = 60.0
 
 
-def parser() -> Parser:
-    """The command line of ``pyvmm boot``."""
+def parser(arguments: Sequence[str] | None = None) -> Parser:
+    """The command line of ``pyvmm boot``; of the devices' options only those that ``arguments`` use, if they are given
+    and do not ask for help, as each option that argparse has to know costs time."""
     parser = Parser(
         "pyvmm boot",
         "Boot a kernel image under KVM with its serial console on this terminal. Ctrl-A x leaves, "
@@ -78,7 +79,10 @@ def parser() -> Parser:
         help="map kernel and initrd into the guest instead of copying; they must not change meanwhile")  # fmt: skip
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
+    words = None if arguments is None else {word.partition("=")[0] for word in arguments}
     for kind, option, metavar, help in KINDS:
+        if words is not None and not words & {option, "-h", "--help"}:
+            continue
         if metavar:
             add(option, action="append", dest="attachments", metavar=metavar, type=_tagged(kind), help=help)
         else:
@@ -90,7 +94,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``pyvmm boot`` with these arguments; returns the exit code."""
-    options = parser().parse_args(list(arguments))
+    options = parser(arguments).parse_args(list(arguments))
     spec = _spec(options)
     _check_outputs(options)
     try:

@@ -158,3 +158,11 @@ def test_options_keep_their_order(monkeypatch):
 def test_without_devices_none_is_made():
     spec = boot._spec(boot.parser().parse_args(["kernel"]))
     assert spec.attachments == ()
+
+
+@pytest.mark.parametrize("words", [["--rng"], ["--disk=a"], ["-h"], ["--help"]])
+def test_the_options_that_are_used_are_known(words):
+    known = boot.parser(["kernel", *words]).format_usage()
+    for _, option, _, _ in KINDS:
+        used = words[0].partition("=")[0] in (option, "-h", "--help")
+        assert (f"[{option}" in known) == used, option
