@@ -165,4 +165,4 @@ def test_the_options_that_are_used_are_known(words):
     known = boot.parser(["kernel", *words]).format_usage()
     for _, option, _, _ in KINDS:
         used = words[0].partition("=")[0] in (option, "-h", "--help")
-        assert (f"[{option}" in known) == used, option
+        assert (f"[{option} " in known or f"[{option}]" in known) == used, option
