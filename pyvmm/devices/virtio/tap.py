@@ -98,7 +98,7 @@ class Tap:
 
     def start(self, features: int) -> None:
         """A driver with these negotiated ``features`` is there; what came before it is thrown away."""
-        scratch = bytearray(1)  # the rest of a frame is dropped by the kernel
+        scratch = bytearray(feature.HEADER_SIZE)  # the kernel drops the rest of the frame
         for _ in range(_STALE):
             try:
                 os.readv(self.fd, [scratch])
