@@ -54,6 +54,10 @@ _ADDRESSES = {
 }  # fmt: skip
 
 
+#: Lines that a device may print of its failures: a guest can reset it and break the rules again, for ever.
+MOST_NOTES = 10
+
+
 class _QueueSetup:
     """What the driver has said of one queue."""
 
@@ -94,7 +98,8 @@ class MmioTransport:
         self._memory = memory
         self._interrupt_fd = interrupt_fd
         self._kicks = kicks
-        self._say = say
+        self._print = say
+        self._notes = 0
         self._mapping = mmap.mmap(-1, PAGE_SIZE)
         self.page = addressof(c_char.from_buffer(self._mapping))
         self._bytes = memoryview(self._mapping)
@@ -303,10 +308,14 @@ class MmioTransport:
     def _reset(self) -> None:
         link, self._link = self._link, None
         if link is not None:
+            for queue in link.queues:
+                queue.broken = (
+                    True  # or a guest that goes on filling it would keep the device from coming to an end
+                )
             try:
                 self.device.reset()
             except Exception as error:
-                self._say(f"{self.device.name}: {_reason(error)}")
+                self._say(_reason(error))
             for kick in self._kicks:
                 try:
                     os.eventfd_read(kick)
@@ -316,11 +325,17 @@ class MmioTransport:
 
     # -- what the device says ---------------------------------------------------------------------------
 
+    def _say(self, reason: str) -> None:
+        self._notes += 1
+        if self._notes <= MOST_NOTES:
+            last = "; what follows is not said any more" if self._notes == MOST_NOTES else ""
+            self._print(f"{self.device.name}: {reason}{last}")
+
     def _failed(self, error: Exception) -> None:
         if self._link is not None:
             self._fail(self._link, _reason(error))
         else:
-            self._say(f"{self.device.name}: {_reason(error)}")
+            self._say(_reason(error))
 
     def _fail(self, link: Link, reason: str) -> None:
         with self._page_lock:
@@ -332,7 +347,7 @@ class MmioTransport:
             self._words[STATUS >> 2] |= f.NEEDS_RESET
             self._words[INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
         link.interrupt()
-        self._say(f"{self.device.name}: {reason}")
+        self._say(reason)
 
     def _config_changed(self, link: Link, config: bytes | None) -> None:
         words = self._words
