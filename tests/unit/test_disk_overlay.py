@@ -191,6 +191,22 @@ def test_temporary_overlay_without_o_tmpfile(base, tmp_path, monkeypatch):
     disk.close()
 
 
+def test_what_a_crash_cut_off_does_not_come_back(base, tmp_path):
+    """A write into zeroes that was lost with the map stays lost, though its data are in the file."""
+    disk = kept(base, tmp_path / "overlay")
+    disk.discard(0, 8192)
+    disk.flush()
+    write(disk, 512, b"lost" * 128)
+    write(disk, 4096 + 2048, b"lost" * 128)
+    os.close(disk._fd)  # killed
+    disk = kept(base, tmp_path / "overlay")
+    assert read(disk, 0, 8192) == bytes(8192)
+    write(disk, 0, b"x" * 512)
+    write(disk, 8192 - 512, b"x" * 512)
+    assert read(disk, 0, 8192) == b"x" * 512 + bytes(8192 - 1024) + b"x" * 512
+    disk.close()
+
+
 def test_data_are_on_the_storage_before_the_map_that_speaks_of_them(base, tmp_path, monkeypatch):
     disk = kept(base, tmp_path / "overlay")
     events = []

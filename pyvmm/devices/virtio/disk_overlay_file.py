@@ -50,7 +50,7 @@ def temporary_overlay(base: DiskFile) -> OverlayDisk:
     """
     shift = cluster_shift(base.size)
     clusters = -(-base.size // (1 << shift))
-    file = _nameless_file()
+    file = nameless_file()
     try:
         os.ftruncate(file, clusters << shift)
     except OSError as error:
@@ -62,7 +62,8 @@ def temporary_overlay(base: DiskFile) -> OverlayDisk:
     return OverlayDisk(RawDisk(base), file, bytearray(clusters), shift=shift, map_offset=None, data_offset=0)
 
 
-def _nameless_file() -> int:
+def nameless_file() -> int:
+    """An open file without a name, in the first of $TMPDIR, /var/tmp and /tmp that takes one, else in memory."""
     for directory in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
         if not directory:
             continue

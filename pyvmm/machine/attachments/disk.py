@@ -9,6 +9,8 @@ from pyvmm.machine.attachments.base import Attachment, Key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.disk_file import Disk as OpenDisk
     from pyvmm.machine.attachments.base import Host
@@ -81,6 +83,16 @@ class Disk(Attachment):
                 f"give up to {_MOST_SERIAL} plain characters",
             )
         self.shared_memory = self.remote or self.kind == "qcow2"
+        if self.shared_memory and self.serial is not None:
+            raise UsageError(
+                f"disk {self.path}: qemu-storage-daemon gives its disks no serial", "leave out serial"
+            )
+        if self.shared_memory and self.overlay not in (None, TEMPORARY):
+            raise UsageError(
+                f"disk {self.path}: an overlay that is kept is for raw images of this host",
+                f"make one that is an image itself: qemu-img create -f qcow2 -F {self.kind} "
+                f"-b {self.path} {self.overlay}, and use that",
+            )
 
     @property
     def remote(self) -> bool:
@@ -108,44 +120,64 @@ class Disk(Attachment):
         return [] if self.ro or self.remote else [self.path]
 
     def check(self) -> None:
-        """Whether the image is there, can be opened, and is of the format."""
+        """Whether the image is there, can be opened, and is of the format; whether what serves it is installed."""
+        if self.shared_memory:
+            from pyvmm.devices.virtio.disk_daemon import find
+
+            find()
         if self.remote:
             return
         from pyvmm.devices.virtio.disk_file import DiskFile
 
         file = DiskFile(self.path, self.ro or self.overlay is not None)
         try:
-            if self.format == "auto" and self.kind == "raw" and os.pread(file.fd, 4, 0) == _QCOW2_MAGIC:
-                raise UsageError(
-                    f"disk {self.path} looks like a qcow2 image, but its name does not say so",
-                    f"say which: --disk {self.path},format=qcow2, or format=raw where a guest may have written that",
-                )
+            looks_like_qcow2 = os.pread(file.fd, 4, 0) == _QCOW2_MAGIC
         finally:
             file.close()
+        if self.format == "auto" and self.kind == "raw" and looks_like_qcow2:
+            raise UsageError(
+                f"disk {self.path} looks like a qcow2 image, but its name does not say so",
+                f"say which: --disk {self.path},format=qcow2, or format=raw where a guest may have written that",
+            )
 
     def create(self, host: Host) -> VirtioDevice:
         """Open and lock the files, and make the device."""
+        self.check()
+        if self.shared_memory:
+            from pyvmm.devices.virtio import disk_daemon
+
+            return disk_daemon.disk(
+                host.name,
+                self.path,
+                self.kind,
+                read_only=self.ro,
+                overlay=self.overlay is not None,
+                unsafe=self.cache == "unsafe",
+            )
         from pyvmm.devices.virtio.block import BlockDevice
 
-        self.check()
-        return BlockDevice(host.name, self._open(host), serial=self.serial or "", say=host.say)
+        def note(text: str) -> None:
+            host.say(f"note: {text}")
 
-    def _open(self, host: Host) -> OpenDisk:
+        return BlockDevice(host.name, self._open(note), serial=self.serial or "", say=note)
+
+    def _open(self, note: Callable[[str], None]) -> OpenDisk:
+        """The disk behind a raw image, with its overlay."""
         from pyvmm.devices.virtio.disk_file import DiskFile
         from pyvmm.devices.virtio.disk_raw import RawDisk
 
         synchronous = self.cache != "unsafe"
         file = DiskFile(self.path, self.ro or self.overlay is not None)
         try:
-            file.check_size(host.say)
-            file.lock(host.say)
+            file.check_size(note)
+            file.lock(note)
             if self.overlay is None:
                 return RawDisk(file, synchronous=synchronous)
             from pyvmm.devices.virtio.disk_overlay_file import kept_overlay, temporary_overlay
 
             if self.overlay == TEMPORARY:
                 return temporary_overlay(file)
-            return kept_overlay(self.overlay, file, host.say, synchronous=synchronous)
+            return kept_overlay(self.overlay, file, note, synchronous=synchronous)
         except BaseException:
             file.close()
             raise
