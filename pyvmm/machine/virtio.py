@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from pyvmm.devices.virtio.mmio import INTERRUPT_ACK, PAGE_SIZE, QUEUE_NOTIFY, MmioTransport
+from pyvmm.devices.virtio.mmio import MmioTransport
+from pyvmm.devices.virtio.mmio_registers import INTERRUPT_ACK, PAGE_SIZE, QUEUE_NOTIFY
 from pyvmm.kvm import Cap
 from pyvmm.kvm.irqfd import IrqFd
 from pyvmm.kvm.uapi import KVM_MEM_READONLY

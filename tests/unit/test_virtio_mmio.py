@@ -14,6 +14,7 @@ from virtio_driver import Driver
 
 from pyvmm.devices.virtio import features as f
 from pyvmm.devices.virtio import mmio
+from pyvmm.devices.virtio import mmio_registers as reg
 from pyvmm.devices.virtio.device import Link, VirtioDevice
 from pyvmm.devices.virtio.rng import RngDevice
 from pyvmm.errors import UsageError
@@ -64,18 +65,18 @@ def driver():
 
 
 def test_identity(driver):
-    assert driver.read(mmio.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
-    assert driver.read(mmio.VERSION) == 2
-    assert driver.read(mmio.DEVICE_ID) == 42
-    assert driver.read(mmio.STATUS) == 0
-    assert driver.read(mmio.INTERRUPT_STATUS) == 0
+    assert driver.read(reg.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
+    assert driver.read(reg.VERSION) == 2
+    assert driver.read(reg.DEVICE_ID) == 42
+    assert driver.read(reg.STATUS) == 0
+    assert driver.read(reg.INTERRUPT_STATUS) == 0
 
 
 def test_the_page_is_what_reads_give(driver):
     """KVM shows the page itself to the guest."""
     driver.negotiate()
-    page = ctypes.string_at(driver.transport.page, mmio.PAGE_SIZE)
-    for offset in range(0, mmio.PAGE_SIZE, 4):
+    page = ctypes.string_at(driver.transport.page, reg.PAGE_SIZE)
+    for offset in range(0, reg.PAGE_SIZE, 4):
         assert int.from_bytes(page[offset : offset + 4], "little") == driver.transport.read(offset, 4), hex(
             offset
         )
@@ -85,10 +86,10 @@ def test_the_page_is_what_reads_give(driver):
 
 def test_features(driver):
     assert driver.offered() == 1 << 3 | 1 << 40 | f.VERSION_1 | f.INDIRECT_DESC | f.EVENT_IDX
-    driver.write(mmio.DEVICE_FEATURES_SEL, 2)
-    assert driver.read(mmio.DEVICE_FEATURES) == 0
-    driver.write(mmio.DEVICE_FEATURES_SEL, 0xFFFFFFFF)
-    assert driver.read(mmio.DEVICE_FEATURES) == 0
+    driver.write(reg.DEVICE_FEATURES_SEL, 2)
+    assert driver.read(reg.DEVICE_FEATURES) == 0
+    driver.write(reg.DEVICE_FEATURES_SEL, 0xFFFFFFFF)
+    assert driver.read(reg.DEVICE_FEATURES) == 0
 
 
 def test_a_device_with_its_own_idea_of_rings():
@@ -115,16 +116,16 @@ def test_features_ok_only_for_what_was_offered(driver, accepted, taken):
 
 def test_features_beyond_64_are_not_offered(driver):
     driver.reset()
-    driver.write(mmio.DRIVER_FEATURES_SEL, 2)
-    driver.write(mmio.DRIVER_FEATURES, 1)
+    driver.write(reg.DRIVER_FEATURES_SEL, 2)
+    driver.write(reg.DRIVER_FEATURES, 1)
     assert driver.accept(f.VERSION_1) is False
 
 
 def test_features_are_settled_by_features_ok(driver):
     driver.reset()
     assert driver.accept(f.VERSION_1)
-    driver.write(mmio.DRIVER_FEATURES_SEL, 0)
-    driver.write(mmio.DRIVER_FEATURES, 1 << 3)
+    driver.write(reg.DRIVER_FEATURES_SEL, 0)
+    driver.write(reg.DRIVER_FEATURES, 1 << 3)
     driver._queues = [driver.set_up_queue(0)]
     driver.driver_ok()
     assert driver.device.link.features == f.VERSION_1
@@ -140,7 +141,7 @@ def test_negotiated(driver):
     assert link.kicks == driver.kick_fds and link.interrupt_fd == driver.interrupt_fd
     assert link.memory is driver.memory
     assert driver.status == 0xF
-    assert driver.read(mmio.INTERRUPT_STATUS) == 1, "for good: acknowledging it makes no exit"
+    assert driver.read(reg.INTERRUPT_STATUS) == 1, "for good: acknowledging it makes no exit"
     assert driver.device.events == ["activate"]
 
 
@@ -149,24 +150,24 @@ def test_negotiated(driver):
 
 def test_selecting_queues(driver):
     for index, size in ((0, 8), (1, 16), (2, 0), (0xFFFFFFFF, 0), (1, 16)):
-        driver.write(mmio.QUEUE_SEL, index)
-        assert driver.read(mmio.QUEUE_NUM_MAX) == size
-        assert driver.read(mmio.QUEUE_READY) == 0
-    driver.write(mmio.QUEUE_READY, 1)
-    assert driver.read(mmio.QUEUE_READY) == 1
-    driver.write(mmio.QUEUE_SEL, 0)
-    assert driver.read(mmio.QUEUE_READY) == 0
-    driver.write(mmio.QUEUE_SEL, 9)
-    driver.write(mmio.QUEUE_READY, 1)
-    driver.write(mmio.QUEUE_NUM, 1)
-    assert driver.read(mmio.QUEUE_READY) == 0, "there is no such queue"
+        driver.write(reg.QUEUE_SEL, index)
+        assert driver.read(reg.QUEUE_NUM_MAX) == size
+        assert driver.read(reg.QUEUE_READY) == 0
+    driver.write(reg.QUEUE_READY, 1)
+    assert driver.read(reg.QUEUE_READY) == 1
+    driver.write(reg.QUEUE_SEL, 0)
+    assert driver.read(reg.QUEUE_READY) == 0
+    driver.write(reg.QUEUE_SEL, 9)
+    driver.write(reg.QUEUE_READY, 1)
+    driver.write(reg.QUEUE_NUM, 1)
+    assert driver.read(reg.QUEUE_READY) == 0, "there is no such queue"
 
 
 def test_a_ready_queue_stays_where_it_is(driver):
     driver.reset()
     driver.accept(f.VERSION_1)
     driver._queues = [driver.set_up_queue(0)]
-    for register in (mmio.QUEUE_NUM, mmio.QUEUE_DESC_LOW, mmio.QUEUE_DRIVER_HIGH, mmio.QUEUE_DEVICE_LOW):
+    for register in (reg.QUEUE_NUM, reg.QUEUE_DESC_LOW, reg.QUEUE_DRIVER_HIGH, reg.QUEUE_DEVICE_LOW):
         driver.write(register, 0xBAD)
     driver.driver_ok()
     queue = driver.device.link.queues[0]
@@ -179,8 +180,8 @@ def test_a_queue_that_is_not_ready_can_move(driver):
     driver.reset()
     driver.accept(f.VERSION_1)
     driver._queues = [driver.set_up_queue(0)]
-    driver.write(mmio.QUEUE_READY, 0)
-    assert driver.read(mmio.QUEUE_READY) == 0
+    driver.write(reg.QUEUE_READY, 0)
+    assert driver.read(reg.QUEUE_READY) == 0
     driver._queues = [driver.set_up_queue(0, 4)]
     driver.driver_ok()
     assert driver.device.link.queues[0].size == 4
@@ -219,20 +220,20 @@ def test_wrong_queues_make_the_device_need_a_reset(driver, size, desc, avail, us
 
 
 def test_status_bits_are_only_added(driver):
-    driver.write(mmio.STATUS, 1)
-    driver.write(mmio.STATUS, 2)
+    driver.write(reg.STATUS, 1)
+    driver.write(reg.STATUS, 2)
     assert driver.status == 3
-    driver.write(mmio.STATUS, 128)
+    driver.write(reg.STATUS, 128)
     assert driver.status == 131
-    driver.write(mmio.STATUS, f.NEEDS_RESET | 16 | 32)
+    driver.write(reg.STATUS, f.NEEDS_RESET | 16 | 32)
     assert driver.status == 131, "those are not the driver's"
-    driver.write(mmio.STATUS, 0)
+    driver.write(reg.STATUS, 0)
     assert driver.status == 0
 
 
 def test_starting_without_features(driver):
     driver.reset()
-    driver.write(mmio.STATUS, 7)
+    driver.write(reg.STATUS, 7)
     assert driver.needs_reset
     assert driver.notes == ["plain0: the guest's driver started it without agreeing on features"]
     assert driver.device.events == []
@@ -253,12 +254,12 @@ def test_a_device_that_cannot_start(driver):
 
 def test_reset(driver):
     driver.negotiate()
-    driver.write(mmio.QUEUE_SEL, 1)
-    driver.write(mmio.STATUS, 0)
+    driver.write(reg.QUEUE_SEL, 1)
+    driver.write(reg.STATUS, 0)
     assert driver.device.events == ["activate", "reset"]
-    assert driver.status == 0 and driver.read(mmio.INTERRUPT_STATUS) == 0
-    assert driver.read(mmio.QUEUE_NUM_MAX) == 8 and driver.read(mmio.QUEUE_READY) == 0
-    driver.write(mmio.STATUS, 0)
+    assert driver.status == 0 and driver.read(reg.INTERRUPT_STATUS) == 0
+    assert driver.read(reg.QUEUE_NUM_MAX) == 8 and driver.read(reg.QUEUE_READY) == 0
+    driver.write(reg.STATUS, 0)
     assert driver.device.events == ["activate", "reset"], "it was stopped already"
     assert driver.accept(f.VERSION_1)
     driver.driver_ok()
@@ -271,7 +272,7 @@ def test_close_stops_the_device_once():
     driver.transport.close()
     driver.transport.close()
     assert events == ["activate", "reset", "close"]
-    driver.write(mmio.STATUS, 0xF)
+    driver.write(reg.STATUS, 0xF)
     driver.write_config(0, b"x")
     assert events == ["activate", "reset", "close"], "a closed device is not woken"
     driver.close()
@@ -281,30 +282,30 @@ def test_close_stops_the_device_once():
 
 
 def test_a_notification_that_was_not_taken_by_the_kernel(driver):
-    driver.write(mmio.QUEUE_NOTIFY, 0)
+    driver.write(reg.QUEUE_NOTIFY, 0)
     driver.negotiate()
     with pytest.raises(BlockingIOError):
         os.eventfd_read(driver.kick_fds[0])  # what came before the start counts for nothing
-    driver.write(mmio.QUEUE_NOTIFY, 1)
+    driver.write(reg.QUEUE_NOTIFY, 1)
     assert os.eventfd_read(driver.kick_fds[1]) == 1
-    driver.write(mmio.QUEUE_NOTIFY, 2)
-    driver.write(mmio.QUEUE_NOTIFY, 0xFFFFFFFF)
+    driver.write(reg.QUEUE_NOTIFY, 2)
+    driver.write(reg.QUEUE_NOTIFY, 0xFFFFFFFF)
 
 
 def test_a_changed_configuration(driver):
     driver.negotiate()
-    generation = driver.read(mmio.CONFIG_GENERATION)
+    generation = driver.read(reg.CONFIG_GENERATION)
     driver.device.link.config_changed(b"new values")
-    assert driver.read(mmio.CONFIG_GENERATION) != generation
+    assert driver.read(reg.CONFIG_GENERATION) != generation
     assert driver.config(0, 10) == b"new values"
     assert driver.interrupts() == 1
-    assert driver.read(mmio.INTERRUPT_STATUS) == 3
-    driver.write(mmio.INTERRUPT_ACK, 1)
-    assert driver.read(mmio.INTERRUPT_STATUS) == 3
+    assert driver.read(reg.INTERRUPT_STATUS) == 3
+    driver.write(reg.INTERRUPT_ACK, 1)
+    assert driver.read(reg.INTERRUPT_STATUS) == 3
     assert driver.acknowledge() == 3
-    assert driver.read(mmio.INTERRUPT_STATUS) == 1
+    assert driver.read(reg.INTERRUPT_STATUS) == 1
     driver.device.link.config_changed()
-    assert driver.read(mmio.INTERRUPT_STATUS) == 3
+    assert driver.read(reg.INTERRUPT_STATUS) == 3
 
 
 def test_a_configuration_changed_by_a_stopped_device_is_shown_after_the_reset(driver):
@@ -332,12 +333,20 @@ def test_failing_is_said_once(driver):
     assert link.queues[0].pop() is None
 
 
+def test_failing_for_ever_is_not_said_for_ever(driver):
+    for number in range(mmio.MOST_NOTES + 5):
+        driver.negotiate()
+        driver.device.link.fail(f"number {number}")
+    assert len(driver.notes) == mmio.MOST_NOTES
+    assert driver.notes[-1] == "plain0: number 9; what follows is not said any more"
+
+
 def test_an_interrupt_counter_that_is_full(driver):
     driver.negotiate()
     os.eventfd_write(driver.interrupt_fd, (1 << 64) - 2)
     driver.device.link.interrupt()
     os.eventfd_write(driver.kick_fds[0], (1 << 64) - 2)
-    driver.write(mmio.QUEUE_NOTIFY, 0)
+    driver.write(reg.QUEUE_NOTIFY, 0)
 
 
 # -- configuration space and odd accesses ----------------------------------------------------------------
@@ -345,8 +354,8 @@ def test_an_interrupt_counter_that_is_full(driver):
 
 def test_configuration_space(driver):
     for size in (1, 2, 4, 8):
-        assert driver.transport.read(mmio.CONFIG, size) == int.from_bytes(b"configuration"[:size], "little")
-    assert driver.transport.read(mmio.CONFIG + 9, 8) == int.from_bytes(b"tion", "little")
+        assert driver.transport.read(reg.CONFIG, size) == int.from_bytes(b"configuration"[:size], "little")
+    assert driver.transport.read(reg.CONFIG + 9, 8) == int.from_bytes(b"tion", "little")
     driver.write_config(4, b"XY")
     driver.write_config(0, b"lost")
     driver.write_config(11, b"toolong!")
@@ -379,7 +388,7 @@ def test_registers_are_written_in_words(driver, offset, size):
 
 def test_no_shared_memory_regions(driver):
     for selected in (0, 1):
-        driver.write(mmio.SHM_SEL, selected)
+        driver.write(reg.SHM_SEL, selected)
         assert {driver.read(register) for register in (0xB0, 0xB4, 0xB8, 0xBC)} == {0xFFFFFFFF}
 
 
@@ -387,10 +396,10 @@ def test_read_only_registers_stay(driver):
     driver.negotiate()
     before = [driver.read(offset) for offset in range(0, 0x100, 4)]
     for offset in (
-        mmio.MAGIC_VALUE,
-        mmio.DEVICE_ID,
-        mmio.QUEUE_NUM_MAX,
-        mmio.INTERRUPT_STATUS,
+        reg.MAGIC_VALUE,
+        reg.DEVICE_ID,
+        reg.QUEUE_NUM_MAX,
+        reg.INTERRUPT_STATUS,
         0xFC,
         0xB0,
         0x10,
@@ -411,13 +420,13 @@ def test_resets_and_starts_on_several_processors():
         try:
             for number in range(150):
                 for value in (0, 1, 3):
-                    driver.write(mmio.STATUS, value)
-                driver.write(mmio.DRIVER_FEATURES_SEL, 1)
-                driver.write(mmio.DRIVER_FEATURES, 1)
-                driver.write(mmio.STATUS, 0xB)
+                    driver.write(reg.STATUS, value)
+                driver.write(reg.DRIVER_FEATURES_SEL, 1)
+                driver.write(reg.DRIVER_FEATURES, 1)
+                driver.write(reg.STATUS, 0xB)
                 driver.place_queue(0, 8, 0x1000, 0x2000, 0x3000)
-                driver.write(mmio.STATUS, 0xF)
-                driver.write(mmio.QUEUE_NOTIFY, number & 1)
+                driver.write(reg.STATUS, 0xF)
+                driver.write(reg.QUEUE_NOTIFY, number & 1)
         except BaseException as error:
             failures.append(error)
 
@@ -437,9 +446,9 @@ def test_resets_and_starts_on_several_processors():
 
 registers = st.one_of(
     st.sampled_from(
-        [value for name, value in vars(mmio).items() if name.isupper() and isinstance(value, int)]
+        [value for name, value in vars(reg).items() if name.isupper() and isinstance(value, int)]
     ),
-    st.integers(0, mmio.PAGE_SIZE - 8),
+    st.integers(0, reg.PAGE_SIZE - 8),
 )
 values = st.one_of(st.sampled_from([0, 1, 2, 3, 8, 0xB, 0xF]), st.integers(0, (1 << 64) - 1))
 
@@ -460,7 +469,7 @@ def test_any_writes_harm_nothing(writes, garbage, place):
         driver.accept(f.VERSION_1 | f.RING_FEATURES)
         driver.place_queue(0, 16, 0x1000, 0x1000, 0x2000)
         driver.driver_ok()
-        driver.write(mmio.QUEUE_NOTIFY, 0)
+        driver.write(reg.QUEUE_NOTIFY, 0)
         for offset, value, size in writes:
             driver.transport.write(offset, value & ((1 << 8 * size) - 1), size)
             driver.transport.read(offset, size)

@@ -8,7 +8,7 @@ import time
 import pytest
 from virtio_driver import UNWRITTEN, Driver
 
-from pyvmm.devices.virtio import mmio
+from pyvmm.devices.virtio import mmio_registers as reg
 from pyvmm.devices.virtio.rng import MOST_BYTES, RngDevice
 
 
@@ -19,7 +19,7 @@ def driver():
 
 
 def test_identity(driver):
-    assert driver.read(mmio.DEVICE_ID) == 4
+    assert driver.read(reg.DEVICE_ID) == 4
     assert driver.offered() & 0xFFFFFF == 0
     assert driver.config(0, 8) == bytes(8)
 

@@ -20,7 +20,7 @@ import struct
 import time
 
 from pyvmm.devices.virtio import features as f
-from pyvmm.devices.virtio import mmio
+from pyvmm.devices.virtio import mmio_registers as reg
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import MmioTransport
 from pyvmm.memory import GuestMemory
@@ -239,8 +239,8 @@ class Driver:
 
     def reset(self) -> None:
         """Reset the device; all memory is free again."""
-        self.write(mmio.STATUS, 0)
-        assert self.read(mmio.STATUS) == 0
+        self.write(reg.STATUS, 0)
+        assert self.read(reg.STATUS) == 0
         self.allocator = Allocator(0x1000, self.memory.size)
         self._queues = []
 
@@ -248,49 +248,49 @@ class Driver:
         """The features the device offers."""
         value = 0
         for half in (0, 1):
-            self.write(mmio.DEVICE_FEATURES_SEL, half)
-            value |= self.read(mmio.DEVICE_FEATURES) << 32 * half
+            self.write(reg.DEVICE_FEATURES_SEL, half)
+            value |= self.read(reg.DEVICE_FEATURES) << 32 * half
         return value
 
     def accept(self, features: int) -> bool:
         """Accept features and set FEATURES_OK; whether the device agreed."""
-        self.write(mmio.STATUS, f.ACKNOWLEDGE)
-        self.write(mmio.STATUS, f.ACKNOWLEDGE | f.DRIVER)
+        self.write(reg.STATUS, f.ACKNOWLEDGE)
+        self.write(reg.STATUS, f.ACKNOWLEDGE | f.DRIVER)
         for half in (0, 1):
-            self.write(mmio.DRIVER_FEATURES_SEL, half)
-            self.write(mmio.DRIVER_FEATURES, features >> 32 * half & 0xFFFFFFFF)
-        self.write(mmio.STATUS, f.ACKNOWLEDGE | f.DRIVER | f.FEATURES_OK)
+            self.write(reg.DRIVER_FEATURES_SEL, half)
+            self.write(reg.DRIVER_FEATURES, features >> 32 * half & 0xFFFFFFFF)
+        self.write(reg.STATUS, f.ACKNOWLEDGE | f.DRIVER | f.FEATURES_OK)
         self.features = features
         return bool(self.status & f.FEATURES_OK)
 
     def set_up_queue(self, index: int, size: int | None = None) -> DriverQueue:
         """Set a queue up with as many descriptors as it can have, or ``size``."""
-        self.write(mmio.QUEUE_SEL, index)
-        assert self.read(mmio.QUEUE_READY) == 0
-        queue = DriverQueue(self, index, size or self.read(mmio.QUEUE_NUM_MAX))
+        self.write(reg.QUEUE_SEL, index)
+        assert self.read(reg.QUEUE_READY) == 0
+        queue = DriverQueue(self, index, size or self.read(reg.QUEUE_NUM_MAX))
         self.place_queue(index, queue.size, queue.desc, queue.avail, queue.used)
-        assert self.read(mmio.QUEUE_READY) == 1
+        assert self.read(reg.QUEUE_READY) == 1
         return queue
 
     def place_queue(self, index: int, size: int, desc: int, avail: int, used: int) -> None:
         """Tell the device where a queue is, and that it is ready."""
-        self.write(mmio.QUEUE_SEL, index)
-        self.write(mmio.QUEUE_NUM, size)
+        self.write(reg.QUEUE_SEL, index)
+        self.write(reg.QUEUE_NUM, size)
         for register, address in (
-            (mmio.QUEUE_DESC_LOW, desc), (mmio.QUEUE_DRIVER_LOW, avail), (mmio.QUEUE_DEVICE_LOW, used),
+            (reg.QUEUE_DESC_LOW, desc), (reg.QUEUE_DRIVER_LOW, avail), (reg.QUEUE_DEVICE_LOW, used),
         ):  # fmt: skip
             self.write(register, address & 0xFFFFFFFF)
             self.write(register + 4, address >> 32)
-        self.write(mmio.QUEUE_READY, 1)
+        self.write(reg.QUEUE_READY, 1)
 
     def driver_ok(self) -> None:
         """Say that the driver is ready."""
-        self.write(mmio.STATUS, self.status | f.DRIVER_OK)
+        self.write(reg.STATUS, self.status | f.DRIVER_OK)
 
     def negotiate(self, features: int | None = None, sizes: tuple[int | None, ...] | None = None) -> None:
         """The whole initialization: all offered features, or those of ``features``; all queues."""
         self.reset()
-        assert self.read(mmio.MAGIC_VALUE) == 0x74726976 and self.read(mmio.VERSION) == 2
+        assert self.read(reg.MAGIC_VALUE) == 0x74726976 and self.read(reg.VERSION) == 2
         offered = self.offered()
         wanted = offered if features is None else offered & (features | f.VERSION_1)
         assert self.accept(wanted), "the device did not take its own features"
@@ -308,7 +308,7 @@ class Driver:
         """Notify the device of queue ``index``, if it has asked for that; whether it was notified."""
         wanted = self.queue(index).wants_kick()
         if wanted or force:
-            self.write(mmio.QUEUE_NOTIFY, index)
+            self.write(reg.QUEUE_NOTIFY, index)
         return wanted or force
 
     def wait(self, index: int, timeout: float = 5) -> list[tuple[int, int]]:
@@ -357,22 +357,22 @@ class Driver:
 
     def acknowledge(self) -> int:
         """The interrupt status, acknowledged."""
-        status = self.read(mmio.INTERRUPT_STATUS)
-        self.write(mmio.INTERRUPT_ACK, status)
+        status = self.read(reg.INTERRUPT_STATUS)
+        self.write(reg.INTERRUPT_ACK, status)
         return status
 
     def config(self, offset: int, size: int) -> bytes:
         """Bytes of the configuration space, read one by one."""
-        return bytes(self.transport.read(mmio.CONFIG + offset + at, 1) for at in range(size))
+        return bytes(self.transport.read(reg.CONFIG + offset + at, 1) for at in range(size))
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write 1, 2, 4 or 8 bytes of the configuration space at once."""
-        self.transport.write(mmio.CONFIG + offset, int.from_bytes(data, "little"), len(data))
+        self.transport.write(reg.CONFIG + offset, int.from_bytes(data, "little"), len(data))
 
     @property
     def status(self) -> int:
         """The status register."""
-        return self.read(mmio.STATUS)
+        return self.read(reg.STATUS)
 
     @property
     def needs_reset(self) -> bool:

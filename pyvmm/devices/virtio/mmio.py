@@ -15,8 +15,9 @@ import threading
 from ctypes import addressof, c_char
 
 from pyvmm.devices.virtio import features as f
+from pyvmm.devices.virtio import mmio_registers as reg
 from pyvmm.devices.virtio.device import Link
-from pyvmm.devices.virtio.queue import Queue
+from pyvmm.devices.virtio.mmio_queues import QueueRegisters
 from pyvmm.errors import PyvmmError
 
 TYPE_CHECKING = False
@@ -26,47 +27,10 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.memory import GuestMemory
 
-PAGE_SIZE = 0x1000  # of registers, whatever the host's pages are
-
-MAGIC_VALUE, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
-DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x010, 0x014
-DRIVER_FEATURES, DRIVER_FEATURES_SEL = 0x020, 0x024
-QUEUE_SEL, QUEUE_NUM_MAX, QUEUE_NUM, QUEUE_READY = 0x030, 0x034, 0x038, 0x044
-QUEUE_NOTIFY = 0x050
-INTERRUPT_STATUS, INTERRUPT_ACK = 0x060, 0x064
-STATUS = 0x070
-QUEUE_DESC_LOW, QUEUE_DESC_HIGH = 0x080, 0x084
-QUEUE_DRIVER_LOW, QUEUE_DRIVER_HIGH = 0x090, 0x094
-QUEUE_DEVICE_LOW, QUEUE_DEVICE_HIGH = 0x0A0, 0x0A4
-SHM_SEL, SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH = 0x0AC, 0x0B0, 0x0B4, 0x0B8, 0x0BC
-CONFIG_GENERATION = 0x0FC
-CONFIG = 0x100
-
-MAGIC = int.from_bytes(b"virt", "little")
-VENDOR = int.from_bytes(b"PyVM", "little")
 #: Status bits that the driver can set; the device alone sets NEEDS_RESET.
 _DRIVERS_BITS = f.ACKNOWLEDGE | f.DRIVER | f.FEATURES_OK | f.DRIVER_OK | f.FAILED
-#: The addresses of a queue's parts: register -> (index in _QueueSetup.addresses, shift).
-_ADDRESSES = {
-    QUEUE_DESC_LOW: (0, 0), QUEUE_DESC_HIGH: (0, 32),
-    QUEUE_DRIVER_LOW: (1, 0), QUEUE_DRIVER_HIGH: (1, 32),
-    QUEUE_DEVICE_LOW: (2, 0), QUEUE_DEVICE_HIGH: (2, 32),
-}  # fmt: skip
-
-
 #: Lines that a device may print of its failures: a guest can reset it and break the rules again, for ever.
 MOST_NOTES = 10
-
-
-class _QueueSetup:
-    """What the driver has said of one queue."""
-
-    __slots__ = ("addresses", "ready", "size")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.addresses = [0, 0, 0]  # of the descriptor table, the driver's area, the device's area
-        self.ready = False
 
 
 def note(text: str) -> None:
@@ -100,7 +64,7 @@ class MmioTransport:
         self._kicks = kicks
         self._print = say
         self._notes = 0
-        self._mapping = mmap.mmap(-1, PAGE_SIZE)
+        self._mapping = mmap.mmap(-1, reg.PAGE_SIZE)
         self.page = addressof(c_char.from_buffer(self._mapping))
         self._bytes = memoryview(self._mapping)
         self._words = self._bytes.cast("I")
@@ -111,16 +75,14 @@ class MmioTransport:
         self._link: Link | None = None
         self._closed = False
         self._writers: dict[int, Callable[[int], None]] = {
-            DEVICE_FEATURES_SEL: self._select_device_features,
-            DRIVER_FEATURES: self._accept_features,
-            DRIVER_FEATURES_SEL: self._select_driver_features,
-            QUEUE_SEL: self._select_queue,
-            QUEUE_NUM: self._set_queue_size,
-            QUEUE_READY: self._set_queue_ready,
-            QUEUE_NOTIFY: self._notify,
-            INTERRUPT_ACK: self._acknowledge,
-            STATUS: self._set_status,
+            reg.DEVICE_FEATURES_SEL: self._select_device_features,
+            reg.DRIVER_FEATURES: self._accept_features,
+            reg.DRIVER_FEATURES_SEL: self._select_driver_features,
+            reg.QUEUE_NOTIFY: self._notify,
+            reg.INTERRUPT_ACK: self._acknowledge,
+            reg.STATUS: self._set_status,
         }
+        self._queues = QueueRegisters(self._words, device.queue_sizes)
         ring = 0 if device.own_ring_features else f.RING_FEATURES
         self._offered = device.features | ring | f.VERSION_1
         self._clear()
@@ -131,47 +93,45 @@ class MmioTransport:
         """The registers of a device that was just reset."""
         self._accepted = 0
         self._features_sel = 0
-        self._queue_sel = 0
-        self._queues = [_QueueSetup(size) for size in self.device.queue_sizes]
         words = self._words
         with self._page_lock:
-            generation = words[CONFIG_GENERATION >> 2]
-            for index in range(CONFIG >> 2):
-                if index != CONFIG_GENERATION >> 2:
+            generation = words[reg.CONFIG_GENERATION >> 2]
+            for index in range(reg.CONFIG >> 2):
+                if index != reg.CONFIG_GENERATION >> 2:
                     words[index] = 0
-            words[MAGIC_VALUE >> 2] = MAGIC
-            words[VERSION >> 2] = 2
-            words[DEVICE_ID >> 2] = self.device.DEVICE_ID
-            words[VENDOR_ID >> 2] = VENDOR
-            words[CONFIG_GENERATION >> 2] = generation
-            for register in (SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH):
+            words[reg.MAGIC_VALUE >> 2] = reg.MAGIC
+            words[reg.VERSION >> 2] = 2
+            words[reg.DEVICE_ID >> 2] = self.device.DEVICE_ID
+            words[reg.VENDOR_ID >> 2] = reg.VENDOR
+            words[reg.CONFIG_GENERATION >> 2] = generation
+            for register in (reg.SHM_LEN_LOW, reg.SHM_LEN_HIGH, reg.SHM_BASE_LOW, reg.SHM_BASE_HIGH):
                 words[register >> 2] = 0xFFFFFFFF  # there are no shared memory regions
             self._show_config()
         self._select_device_features(0)
-        self._select_queue(0)
+        self._queues.clear()
 
     def _show_config(self) -> None:
         config = self.device.config
-        if self._bytes[CONFIG : CONFIG + len(config)] != config:
-            self._bytes[CONFIG : CONFIG + len(config)] = config
+        if self._bytes[reg.CONFIG : reg.CONFIG + len(config)] != config:
+            self._bytes[reg.CONFIG : reg.CONFIG + len(config)] = config
 
     def read(self, offset: int, size: int) -> int:
         """What the driver reads: registers in aligned words, the configuration space in 1, 2, 4 or 8 bytes."""
-        if offset < CONFIG and (size != 4 or offset & 3):
+        if offset < reg.CONFIG and (size != 4 or offset & 3):
             return 0
         return int.from_bytes(self._bytes[offset : offset + size], "little")
 
     @property
     def needs_reset(self) -> bool:
         """Whether the device has failed since its last reset."""
-        return bool(self._words[STATUS >> 2] & f.NEEDS_RESET)
+        return bool(self._words[reg.STATUS >> 2] & f.NEEDS_RESET)
 
     # -- what the driver writes -------------------------------------------------------------------------
 
     def write(self, offset: int, value: int, size: int) -> None:
         """A write of the driver; one that makes no sense is lost."""
-        if offset >= CONFIG:
-            self._write_config(offset - CONFIG, value, size)
+        if offset >= reg.CONFIG:
+            self._write_config(offset - reg.CONFIG, value, size)
             return
         if size != 4 or offset & 3:
             return
@@ -181,8 +141,8 @@ class MmioTransport:
             writer = self._writers.get(offset)
             if writer is not None:
                 writer(value)
-            elif offset in _ADDRESSES:
-                self._set_address(*_ADDRESSES[offset], value)
+            else:
+                self._queues.write(offset, value)
 
     def _write_config(self, offset: int, value: int, size: int) -> None:
         if offset + size > len(self.device.config):
@@ -198,13 +158,15 @@ class MmioTransport:
                 self._show_config()
 
     def _select_device_features(self, selected: int) -> None:
-        self._words[DEVICE_FEATURES >> 2] = self._offered >> 32 * selected & 0xFFFFFFFF if selected < 2 else 0
+        self._words[reg.DEVICE_FEATURES >> 2] = (
+            self._offered >> 32 * selected & 0xFFFFFFFF if selected < 2 else 0
+        )
 
     def _select_driver_features(self, selected: int) -> None:
         self._features_sel = selected
 
     def _accept_features(self, value: int) -> None:
-        if self._words[STATUS >> 2] & f.FEATURES_OK:
+        if self._words[reg.STATUS >> 2] & f.FEATURES_OK:
             return
         selected = self._features_sel
         if selected < 2:
@@ -212,36 +174,6 @@ class MmioTransport:
             self._accepted = self._accepted & ~(0xFFFFFFFF << shift) | value << shift
         elif value:
             self._accepted |= 1 << 64  # nothing of that is offered
-
-    def _select_queue(self, selected: int) -> None:
-        self._queue_sel = selected
-        present = selected < len(self._queues)
-        self._words[QUEUE_NUM_MAX >> 2] = self.device.queue_sizes[selected] if present else 0
-        self._words[QUEUE_READY >> 2] = present and self._queues[selected].ready
-
-    def _changing(self) -> _QueueSetup | None:
-        """The selected queue, if it is not in use."""
-        if self._queue_sel >= len(self._queues):
-            return None
-        queue = self._queues[self._queue_sel]
-        return None if queue.ready else queue
-
-    def _set_queue_size(self, value: int) -> None:
-        queue = self._changing()
-        if queue is not None:
-            queue.size = value
-
-    def _set_address(self, part: int, shift: int, value: int) -> None:
-        queue = self._changing()
-        if queue is not None:
-            kept = queue.addresses[part] & ~(0xFFFFFFFF << shift)
-            queue.addresses[part] = kept | value << shift
-
-    def _set_queue_ready(self, value: int) -> None:
-        """The queue is in use from DRIVER_OK on; one that is taken away or added after that waits for the reset."""
-        if self._queue_sel < len(self._queues) and self._link is None:
-            self._queues[self._queue_sel].ready = bool(value & 1)
-            self._words[QUEUE_READY >> 2] = value & 1
 
     def _notify(self, value: int) -> None:
         if value < len(self._kicks) and self._link is not None:
@@ -253,7 +185,7 @@ class MmioTransport:
     def _acknowledge(self, value: int) -> None:
         if value & f.CONFIG_CHANGE:
             with self._page_lock:
-                self._words[INTERRUPT_STATUS >> 2] &= ~f.CONFIG_CHANGE
+                self._words[reg.INTERRUPT_STATUS >> 2] &= ~f.CONFIG_CHANGE
 
     # -- status -----------------------------------------------------------------------------------------
 
@@ -262,11 +194,11 @@ class MmioTransport:
             self._reset()
             return
         words = self._words
-        added = value & _DRIVERS_BITS & ~words[STATUS >> 2]
+        added = value & _DRIVERS_BITS & ~words[reg.STATUS >> 2]
         if added & f.FEATURES_OK and (self._accepted & ~self._offered or not self._accepted & f.VERSION_1):
             added &= ~f.FEATURES_OK
         with self._page_lock:
-            words[STATUS >> 2] |= added & ~f.DRIVER_OK
+            words[reg.STATUS >> 2] |= added & ~f.DRIVER_OK
             self._show_config()
         if added & f.DRIVER_OK:
             self._activate()
@@ -274,8 +206,8 @@ class MmioTransport:
     def _activate(self) -> None:
         words = self._words
         with self._page_lock:
-            words[STATUS >> 2] |= f.DRIVER_OK
-            words[INTERRUPT_STATUS >> 2] |= f.USED_BUFFER
+            words[reg.STATUS >> 2] |= f.DRIVER_OK
+            words[reg.INTERRUPT_STATUS >> 2] |= f.USED_BUFFER
         link = Link(
             self._memory,
             self._accepted,
@@ -287,23 +219,12 @@ class MmioTransport:
         )
         self._link = link
         try:
-            if not words[STATUS >> 2] & f.FEATURES_OK:
+            if not words[reg.STATUS >> 2] & f.FEATURES_OK:
                 raise PyvmmError("the guest's driver started it without agreeing on features")
-            link.queues += [self._queue(index, link) for index in range(len(self._queues))]
+            link.queues += self._queues.make(link)
             self.device.activate(link)
         except Exception as error:
             self._failed(error)
-
-    def _queue(self, index: int, link: Link) -> Queue:
-        setup = self._queues[index]
-        if not setup.ready:
-            return Queue.unused(index)
-        most = self.device.queue_sizes[index]
-        if setup.size > most:
-            raise PyvmmError(f"virtqueue {index}: {setup.size} descriptors are more than {most}")
-        return Queue(
-            self._memory, index, setup.size, *setup.addresses, features=link.features, interrupt=link.interrupt
-        )  # fmt: skip
 
     def _reset(self) -> None:
         link, self._link = self._link, None
@@ -344,8 +265,8 @@ class MmioTransport:
             link.failed = True
             for queue in link.queues:
                 queue.broken = True
-            self._words[STATUS >> 2] |= f.NEEDS_RESET
-            self._words[INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
+            self._words[reg.STATUS >> 2] |= f.NEEDS_RESET
+            self._words[reg.INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
         link.interrupt()
         self._say(reason)
 
@@ -357,8 +278,8 @@ class MmioTransport:
             if link is not self._link:
                 return  # it is shown after the reset
             self._show_config()
-            words[CONFIG_GENERATION >> 2] = (words[CONFIG_GENERATION >> 2] + 1) & 0xFFFFFFFF
-            words[INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
+            words[reg.CONFIG_GENERATION >> 2] = (words[reg.CONFIG_GENERATION >> 2] + 1) & 0xFFFFFFFF
+            words[reg.INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
         link.interrupt()
 
     def close(self) -> None:

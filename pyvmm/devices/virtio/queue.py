@@ -14,6 +14,7 @@ from __future__ import annotations
 from struct import Struct
 from threading import Lock
 
+from pyvmm.devices.virtio.chain import Chain
 from pyvmm.devices.virtio.features import EVENT_IDX, INDIRECT_DESC
 from pyvmm.errors import PyvmmError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from pyvmm.memory import GuestMemory
     from pyvmm.memory_region import Region
+
+__all__ = ["Chain", "Queue", "QueueError"]
 
 DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT = 1, 2, 4
 AVAIL_F_NO_INTERRUPT = 1
@@ -38,77 +41,6 @@ _pack_used = Struct("<II").pack_into  # head of the chain, bytes written
 
 class QueueError(PyvmmError):
     """The guest broke the rules of a virtqueue: its device needs a reset."""
-
-
-class Chain:
-    """One request: buffers of the driver, in order, all checked to lie in guest RAM.
-
-    ``readable`` and ``writable`` are (guest address, length in bytes); ``readable_size`` and ``writable_size`` their
-    sums.
-    """
-
-    __slots__ = ("_memory", "head", "readable", "readable_size", "writable", "writable_size")
-
-    def __init__(
-        self,
-        memory: GuestMemory,
-        head: int,
-        readable: list[tuple[int, int]],
-        writable: list[tuple[int, int]],
-        readable_size: int,
-        writable_size: int,
-    ) -> None:
-        self._memory = memory
-        self.head = head
-        self.readable = readable
-        self.writable = writable
-        self.readable_size = readable_size
-        self.writable_size = writable_size
-
-    def read_views(self) -> list[memoryview]:
-        """The buffers the driver wrote, as views of guest RAM: for os.pwritev and sendmsg."""
-        view = self._memory.slice
-        return [view(address, length) for address, length in self.readable]
-
-    def write_views(self) -> list[memoryview]:
-        """The buffers for the device to fill, as views of guest RAM: for os.preadv and recvmsg_into."""
-        view = self._memory.slice
-        return [view(address, length) for address, length in self.writable]
-
-    def read(self, size: int = -1, offset: int = 0) -> bytes:
-        """A copy of at most ``size`` bytes (all: -1) of what the driver wrote, from ``offset``, across descriptors."""
-        left = self.readable_size - offset if size < 0 else size
-        parts = []
-        for address, length in self.readable:
-            if offset >= length:
-                offset -= length
-                continue
-            take = min(length - offset, left)
-            if take <= 0:
-                break
-            parts.append(self._memory.read(address + offset, take))
-            left -= take
-            offset = 0
-        return b"".join(parts)
-
-    def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
-        """Copy ``data`` to the writable buffers from ``offset``, across descriptors; how many bytes fitted."""
-        source = memoryview(data).cast("B")
-        done = 0
-        for address, length in self.writable:
-            if offset >= length:
-                offset -= length
-                continue
-            take = min(length - offset, len(source) - done)
-            if take <= 0:
-                break
-            self._memory.slice(address + offset, take)[:] = source[done : done + take]
-            done += take
-            offset = 0
-        return done
-
-    def __repr__(self) -> str:
-        return f"<Chain {self.head}: {self.readable_size} bytes to read, {self.writable_size} to write>"
 
 
 class Queue:
