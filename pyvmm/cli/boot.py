@@ -79,6 +79,7 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
         help="map kernel and initrd into the guest instead of copying; they must not change meanwhile")  # fmt: skip
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
+    parser.set_defaults(attachments=None)
     words = None if arguments is None else {word.partition("=")[0] for word in arguments}
     for kind, option, metavar, help in KINDS:
         if words is not None and not words & {option, "-h", "--help"}:
