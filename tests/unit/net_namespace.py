@@ -36,9 +36,7 @@ def run_in_child(function: Callable[[], None], *, namespace: bool = False) -> No
             os._exit(status)
     os.close(say)
     text = b""
-    while data := os.read(
-        report, 65536
-    ):  # a process that was left behind would hold this open: not read to its end
+    while data := os.read(report, 65536):
         text += data
     os.close(report)
     _, status = os.waitpid(child, 0)

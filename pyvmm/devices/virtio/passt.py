@@ -162,6 +162,8 @@ class Passt(Stream):
             os.close(say)
         try:
             self._wait_until_ready(mac)
+            self.last_words()
+            self._words = b""  # warnings, then
             for forward in forwards:  # not every passt says so
                 if not forward.why_not():
                     raise HostError(
