@@ -160,6 +160,37 @@ def test_without_devices_none_is_made():
         assert boot._spec(known.parse_args(["kernel"])).attachments == ()
 
 
+def test_the_lab_gets_the_files_and_gives_back_what_the_guest_changed(monkeypatch, tmp_path):
+    """Under the same names; the options are handed on as they are."""
+    kernel, disk, extra = (tmp_path / name for name in ("kernel", "disk", "extra"))
+    for path in (kernel, disk, extra):
+        path.touch()
+
+    class Carried(Thing):
+        def files(self) -> list[str]:
+            return [self.path, str(extra)]
+
+        def changed_files(self) -> list[str]:
+            return [self.path]
+
+    seen: dict[str, object] = {}
+
+    def run(lab, command, *, carry_in, carry_out, timeout) -> int:
+        seen.update(command=command, carry_in=carry_in, carry_out=carry_out)
+        return 7
+
+    monkeypatch.setattr(boot, "attachment", lambda kind: Carried)
+    monkeypatch.setattr("pyvmm.lab.foreground.run_in_foreground", run)
+    words = [str(kernel), "--disk", f"{disk},ro", "--lab"]
+    assert boot.main(words) == 7
+    assert seen["command"] == ["pyvmm", "boot", *words[:-1], "--no-extract"]
+    assert seen["carry_in"] == [str(kernel), str(disk), str(extra)]
+    assert seen["carry_out"] == [str(disk)]
+    disk.unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        boot.main(words)
+
+
 @pytest.mark.parametrize("words", [["--rng"], ["--disk=a"], ["-h"], ["--help"]])
 def test_the_options_that_are_used_are_known(words):
     known = boot.parser(["kernel", *words]).format_usage()

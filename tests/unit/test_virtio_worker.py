@@ -147,6 +147,27 @@ def test_reset_returns_only_when_the_thread_has_ended():
     assert "served0" not in threads()
 
 
+def test_reset_of_a_queue_that_is_filled_all_the_time():
+    """Another vCPU may go on making requests for ever."""
+    served = []
+
+    def handler(chain) -> int:
+        served.append(1)
+        driver.queue(0).publish(chain.head)
+        time.sleep(0.0005)
+        return 0
+
+    driver = Driver(Served(handler))
+    driver.queue(0).add([b"x"], [])
+    driver.kick(0)
+    assert until(lambda: len(served) > 40)
+    resetting = threading.Thread(target=driver.write, args=(0x70, 0), daemon=True)
+    resetting.start()
+    resetting.join(5)
+    assert not resetting.is_alive()
+    driver.close()
+
+
 def test_stale_kicks_are_gone_after_a_reset():
     driver = Driver(Served())
     driver.device.worker.stop()

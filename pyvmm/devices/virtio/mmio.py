@@ -95,15 +95,12 @@ class MmioTransport:
         self._features_sel = 0
         words = self._words
         with self._page_lock:
-            generation = words[reg.CONFIG_GENERATION >> 2]
-            for index in range(reg.CONFIG >> 2):
-                if index != reg.CONFIG_GENERATION >> 2:
-                    words[index] = 0
             words[reg.MAGIC_VALUE >> 2] = reg.MAGIC
             words[reg.VERSION >> 2] = 2
             words[reg.DEVICE_ID >> 2] = self.device.DEVICE_ID
             words[reg.VENDOR_ID >> 2] = reg.VENDOR
-            words[reg.CONFIG_GENERATION >> 2] = generation
+            for register in range(reg.DEVICE_FEATURES, reg.CONFIG_GENERATION, 4):
+                words[register >> 2] = 0
             for register in (reg.SHM_LEN_LOW, reg.SHM_LEN_HIGH, reg.SHM_BASE_LOW, reg.SHM_BASE_HIGH):
                 words[register >> 2] = 0xFFFFFFFF  # there are no shared memory regions
             self._show_config()
