@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -34,10 +36,11 @@ def machine(line: Line) -> tuple[Machine, list[End], list[str]]:
         made.append("event device")
         return GenericEventDevice(line)
 
-    parts = dict.fromkeys(("spec", "vm", "memory", "bus", "console", "coalescer"))
+    parts: dict[str, Any] = dict.fromkeys(inspect.signature(Machine).parameters)
     serial = SimpleNamespace(pending=0, on_room=lambda wake: None)
     arch = SimpleNamespace(event_device=event_device)
-    return Machine(**parts, arch=arch, serial=serial, runners=[], ends=ends, closers=[]), ends, made  # type: ignore[arg-type]
+    parts.update(arch=arch, serial=serial, runners=[], ends=ends, closers=[])
+    return Machine(**parts), ends, made
 
 
 def test_a_press_is_one_edge() -> None:
