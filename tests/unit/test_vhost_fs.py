@@ -31,7 +31,8 @@ def test_the_option_and_the_table_say_the_same() -> None:
     assert Share.from_table(made.to_table()).to_table() == made.to_table()
     assert Share.parse("path=x,tag=y").to_table() == Share.parse("x:y").to_table()
     assert Share.parse("/a,,b:t,,u").to_table() == {"path": "/a,b", "tag": "t,u"}
-    assert made.files() == ["/srv/a:b"]
+    assert made.files()[0] == "/srv/a:b" and made.changed_files() == []
+    assert Share.parse("x:y").changed_files() == ["x"]
     assert made.shared_memory
 
 

@@ -51,8 +51,17 @@ class Share(Attachment):
         return super().parse(",".join(part.replace(",", ",,") for part in parts))
 
     def files(self) -> list[str]:
-        """The directory."""
-        return [self.path]
+        """The directory, and the program that serves it where there is one here."""
+        from pyvmm.devices.virtio.virtiofsd import find
+
+        try:
+            return [self.path, find()]
+        except HostError:
+            return [self.path]
+
+    def changed_files(self) -> list[str]:
+        """The directory, unless the guest cannot write."""
+        return [] if self.ro else [self.path]
 
     def check(self) -> None:
         """The directory is there, and so is virtiofsd."""
