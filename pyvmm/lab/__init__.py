@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 
-from pyvmm.lab import image, packages
+from pyvmm.lab import image, newer, packages
 from pyvmm.lab.platforms import platform
 from pyvmm.lab.qemu import LabError
 from pyvmm.lab.session import CommandNotStarted, Lab
@@ -30,7 +30,7 @@ def requirements(arch: str = "x86_64") -> list[tuple[str, bool, str]]:
     """
     wanted = platform(arch)
     hint = f"install it: apt-get install {wanted.qemu_package}"
-    needs = [(wanted.qemu, shutil.which(wanted.qemu) is not None, hint)]
+    needs = [(wanted.qemu, bool(shutil.which(wanted.qemu) or newer.fetched(wanted)), hint)]
     if image.find(arch) is None:
         needs += packages.tools()
     return needs

@@ -6,7 +6,7 @@ import os
 import time
 
 from pyvmm import cache
-from pyvmm.lab import image, qemu, state
+from pyvmm.lab import image, newer, state
 from pyvmm.lab.client import Client
 from pyvmm.lab.command import Command, Run
 from pyvmm.lab.platforms import Platform
@@ -62,7 +62,7 @@ class Starter:
         :raises HostError: something is missing on this host
         :raises LabError: the lab does not come up
         """
-        program = qemu.find(self._platform)
+        program = newer.find(self._platform, self._report, self._note)
         base = self._base(rebuild)
         configuration = state.Configuration(self._platform, base, program, self._cpus, self._memory_mib)
         if cold:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import cache
-from pyvmm.lab import CommandNotStarted, Lab, image, is_available, qemu, requirements, state
+from pyvmm.lab import CommandNotStarted, Lab, image, is_available, newer, requirements, state
 from pyvmm.lab.platforms import platform
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -255,7 +255,7 @@ def test_a_damaged_saved_state_is_replaced(lab: Lab, tmp_path: Path, monkeypatch
     linked = image.find("x86_64")
     assert linked is not None
     machine = platform("x86_64")
-    name = state.Configuration(machine, linked, qemu.find(machine), 1, 768).name()
+    name = state.Configuration(machine, linked, newer.find(machine, print, print), 1, 768).name()
     (folder / name).mkdir()
     (folder / name / state.DEVICES).write_bytes(b"nonsense")
     (folder / name / state.MEMORY).write_bytes(b"")
