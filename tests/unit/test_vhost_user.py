@@ -192,6 +192,16 @@ def test_configuration_is_read_written_and_followed(backend: Backend) -> None:
         assert driver.acknowledge() & f.CONFIG_CHANGE
 
 
+def test_a_changed_configuration_that_cannot_be_read_fails_the_device(backend: Backend) -> None:
+    backend.values[GET_PROTOCOL_FEATURES] = REPLY_ACK | CONFIG | BACKEND_REQ
+    with Driver(device(backend, config_size=16), shared=True) as driver:
+        ((_, _, _, (fd,)),) = [each for each in backend.seen if each[0] == SET_BACKEND_REQ_FD]
+        backend.answers[GET_CONFIG] = None
+        os.write(fd, struct.pack("<III", 2, 1, 0))
+        wait_for(lambda: driver.needs_reset)
+        assert "went away at VHOST_USER_GET_CONFIG" in driver.notes[0]
+
+
 def test_a_refused_configuration_write_leaves_the_old_value(backend: Backend) -> None:
     backend.values[GET_PROTOCOL_FEATURES] = REPLY_ACK | CONFIG
     backend.answers[SET_CONFIG] = reply(SET_CONFIG, struct.pack("<Q", 1))
@@ -303,6 +313,16 @@ def test_a_program_that_ends_says_why() -> None:
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(HostError, match="cannot start /nowhere/prog: No such file"):
         Daemon("prog", lambda _: ["/nowhere/prog"])
+
+
+def test_no_room_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with pytest.raises(HostError, match="cannot make a socket for sleep: AF_UNIX path too long") as caught:
+        Daemon("sleep", lambda _: ["sleep", "1000"])
+    assert "TMPDIR" in caught.value.hint
+    assert list(long.iterdir()) == []
 
 
 def test_a_program_ends_with_us() -> None:

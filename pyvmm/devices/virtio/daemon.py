@@ -45,19 +45,30 @@ class Daemon:
         self.name = name
         self._ends_alone = ends_alone
         self._stderr: deque[str] = deque(maxlen=_LINES)
-        with tempfile.TemporaryDirectory(prefix="pyvmm-") as folder:  # mode 0700
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                listener.bind(f"{folder}/s")
-                listener.listen(1)
-                self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self.socket.connect(f"{folder}/s")
-                try:
-                    self._process = self._start(command(listener.fileno()), (listener.fileno(), *pass_fds))
-                except BaseException:
-                    self.socket.close()
-                    raise
+        try:
+            self._connect_and_start(command, pass_fds)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise HostError(
+                f"cannot make a socket for {name}: {reason}", "is TMPDIR a short, writable path?"
+            ) from None
         self._reader = threading.Thread(target=self._read, name=f"{name} stderr", daemon=True)
         self._reader.start()
+
+    def _connect_and_start(self, command: Callable[[int], Sequence[str]], pass_fds: tuple[int, ...]) -> None:
+        with (
+            tempfile.TemporaryDirectory(prefix="pyvmm-") as folder,  # mode 0700
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+        ):
+            listener.bind(f"{folder}/s")
+            listener.listen(1)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self.socket.connect(f"{folder}/s")
+                self._process = self._start(command(listener.fileno()), (listener.fileno(), *pass_fds))
+            except BaseException:
+                self.socket.close()
+                raise
 
     def _start(self, command: Sequence[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
         prctl = ctypes.CDLL(None).prctl

@@ -221,7 +221,13 @@ class VhostUserDevice(VirtioDevice):
     def _requested(self, link: Link, requests: socket.socket) -> None:
         request = protocol.take_backend_request(requests)
         if request == protocol.BACKEND_CONFIG_CHANGE:
-            link.config_changed(self._read_config(len(self.config)))
+            try:
+                config = self._read_config(len(self.config))
+            except HostError as error:
+                self._give_up(error)
+                link.fail(self._gone)
+                return
+            link.config_changed(config)
         elif request is None and self._worker is not None:
             self._worker.unwatch(requests.fileno())
 
