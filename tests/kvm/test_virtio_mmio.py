@@ -9,7 +9,7 @@ from conftest import run_pyvmm
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
-#: Register writes of kernels/x86_64/virtio.S that only the VMM can answer, and its requests.
+#: Register writes of kernels/x86_64/virtio.inc that only the VMM can answer, and its requests.
 SETUP_WRITES = 13
 REQUESTS = 5
 

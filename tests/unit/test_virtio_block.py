@@ -81,7 +81,7 @@ def make(image):
 def test_configuration_space(make):
     disk = make()
     capacity, size_max, seg_max = struct.unpack("<QII", disk.driver.config(0, 16))
-    assert (capacity, size_max, seg_max) == (SIZE // 512, 0, 254)
+    assert (capacity, size_max, seg_max) == (SIZE // 512, 0, 510)
     assert struct.unpack("<I", disk.driver.config(20, 4)) == (512,)
     assert struct.unpack("<BBHI", disk.driver.config(24, 8)) == (3, 0, 8, 0), "physical blocks of 4 KiB"
     assert disk.driver.config(32, 1) == b"\1", "there is a write cache"
@@ -255,6 +255,7 @@ def test_a_read_only_disk_is_not_written(make, image):
     assert disk.ranges(b.WRITE_ZEROES, (0, 8, 0)) == b.IOERR
     assert disk.request(b.FLUSH)[1] == b.OK
     assert disk.read(0, SIZE // 2) == before[: SIZE // 2] == image.read_bytes()[: SIZE // 2]
+    assert disk.notes == [], "the file was not even tried"
 
 
 # -- discard and zeroes ---------------------------------------------------------------------------------
@@ -304,6 +305,14 @@ def test_ranges_that_cannot_be_are_refused_before_anything_is_done(make, image, 
     disk = make()
     assert disk.ranges(kind, *ranges) == status
     assert image.read_bytes() == before
+
+
+def test_a_range_has_a_largest_size(make, image):
+    os.truncate(image, 4 << 30)
+    disk = make()
+    for kind in (b.DISCARD, b.WRITE_ZEROES):
+        assert disk.ranges(kind, (8, 1 << 21, 0)) == b.OK
+        assert disk.ranges(kind, (8, (1 << 21) + 1, 0)) == b.IOERR
 
 
 @pytest.mark.parametrize("size", [8, 17, 31])

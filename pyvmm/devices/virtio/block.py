@@ -42,8 +42,9 @@ F_WRITE_ZEROES = 1 << 14
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2
 
-QUEUE_SIZE = 256
-#: Buffers of data in one request: what the queue holds, less header and status.
+QUEUE_SIZE = 512
+#: Buffers of data in one request: what the queue holds, less header and status.  Linux asks for up to 1280 KiB at a
+#: time, in pages wherever they are: 320 buffers.
 SEGMENTS = QUEUE_SIZE - 2
 ID_BYTES = 20
 SECTOR = 512
