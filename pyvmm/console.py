@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         @property
         def pending(self) -> int: ...
         def receive(self, data: bytes) -> None: ...
-        def resize(self, columns: int, rows: int) -> None: ...
 
 
 #: Bytes kept for the result file and for error messages.
@@ -92,6 +91,7 @@ class Console:
         self.full = False
         self.last_output = 0.0
         self.input: Input | None = None
+        self.taps: list[Callable[[bytes], None]] = []  # are given what is collected; must not block
         self._waiting: list[Callable[[], None]] = []  # for room
         self._tail = bytearray()
         self._overlap = max((len(watch.text) for watch in self.watches), default=1) - 1
@@ -149,6 +149,8 @@ class Console:
                 output.lost += count
             else:
                 output.pending += data
+        for tap in self.taps:
+            tap(data)
         self._tail += data
         if len(self._tail) > 2 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]

@@ -17,7 +17,7 @@ from pyvmm.console import PANIC_END, PANIC_START
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.machine.outcome import End, Outcome
 from pyvmm.machine.runner import GuestEnded
-from pyvmm.machine.signals import HARMLESS, Signals
+from pyvmm.machine.signals import Signals
 from pyvmm.terminal import Terminal
 from pyvmm.text import printable
 
@@ -123,7 +123,7 @@ class EventLoop:
             if left <= 0:
                 return
             poll.poll(min(left, 3600.0) * 1000)
-            if any(number not in HARMLESS for number in signals.take()):
+            if any(number != signal.SIGCONT for number in signals.take()):
                 return
             try:
                 console.flush()
@@ -143,6 +143,9 @@ class EventLoop:
         typed = terminal is not None and terminal.interactive
         if input_fd is not None and (typed or self._input_room()):
             poll.register(input_fd, select.POLLIN)
+        control = self._machine.control
+        if control is not None:
+            control.register(poll)
         now = time.monotonic()
         events = poll.poll(max(0.0, self._sleep(now)) * 1000)
         for fd, _ in events:
@@ -154,14 +157,38 @@ class EventLoop:
                 self._signalled(signals)
             elif fd == input_fd:
                 self._read_input(fd)
-        self._drain_late()
+            elif control is not None:
+                control.ready(fd)
+        if not self._paused():
+            self._drain_late()
         for watch in console.collect():
             self._saw(watch)
         console.flush()
-        self._check_time(time.monotonic())
+        if control is not None:
+            control.step()
+        if not self._paused():
+            self._check_time(time.monotonic())
+
+    def _paused(self) -> bool:
+        """Whether the guest stands still; time does not pass for it meanwhile."""
+        pause = self._machine.pause
+        if pause is None:
+            return False
+        if pause.step():
+            return True
+        gone = pause.take()
+        if gone:
+            self._deadline += gone
+            self._panicked += gone if self._panicked else 0.0
+            self._asked_at = time.monotonic()
+        return False
 
     def _sleep(self, now: float) -> float:
         """Seconds until something has to be looked at though no descriptor says so."""
+        if self._machine.control is not None and self._machine.control.busy:
+            return 0.0
+        if self._paused():
+            return 3600.0
         until = self._deadline - now
         if self._panicked:
             until = min(until, PANIC_SILENCE / 20)
@@ -185,23 +212,11 @@ class EventLoop:
 
     def _signalled(self, signals: Signals) -> None:
         for number in signals.take():
-            if number == signal.SIGWINCH:
-                self._resized()
-            elif number != signal.SIGCONT:
+            if number != signal.SIGCONT:
                 detail = f"stopped by {signal.Signals(number).name}"
                 self._machine.ends.append(End(Outcome.INTERRUPTED, status=number, detail=detail))
             elif self._terminal is not None:
                 self._terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
-
-    def _resized(self) -> None:
-        """The user's terminal has another size now."""
-        other = self._console.input
-        if other is not None:
-            try:
-                size = os.get_terminal_size(0)
-            except OSError:
-                return
-            other.resize(size.columns, size.lines)
 
     def _input_room(self) -> bool:
         """Whether the guest can be given more: what nobody types is kept for the console it is meant for."""
@@ -310,6 +325,8 @@ class EventLoop:
     def _stop_vcpus(self) -> None:
         """Kick every vCPU until its thread is gone; a kick between two exits is seen at the next KVM_RUN."""
         runners = self._machine.runners
+        if self._machine.pause is not None:
+            self._machine.pause.abandon()
         for attempt in range(200):
             alive = [runner for runner in runners if runner.running]
             if not alive:

@@ -12,13 +12,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Those that end nothing: the shell let us go on, the terminal has another size.
-HARMLESS = (signal.SIGCONT, signal.SIGWINCH)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, *HARMLESS)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT)
 
 
 class Signals:
-    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and :data:`HARMLESS` as something poll(2) can wait for; restores what was there.
+    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGCONT as something poll(2) can wait for; restores the former handlers.
 
     Outside the main thread Python allows no signal handlers: then this does nothing.
     """

@@ -1,9 +1,11 @@
 """The virtio console device: ports that carry bytes between the guest and the host.
 
-virtio 1.2, section 5.3; Linux drivers/char/virtio_console.c.  A device of a single, nameless console port is offered
-without MULTIPORT: it needs no control queues, and the window's size is in the configuration space.  Every other device
-has MULTIPORT: each port has a number, perhaps a name (/dev/virtio-ports/NAME), and may be a console (/dev/hvcN).
-RESIZE messages are not sent: kernels disagree about the order of columns and rows in them.
+virtio 1.2, section 5.3; Linux drivers/char/virtio_console.c.  Every device has MULTIPORT: each port has a number,
+perhaps a name (/dev/virtio-ports/NAME), and may be a console (/dev/hvcN).  A single console could do without, but then
+nothing would say when the guest has opened it, and what arrives before that, Linux throws away.
+
+The terminal's size (SIZE) is not offered: with MULTIPORT it travels in RESIZE messages, and kernels disagree about the
+order of columns and rows in them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.queue import Chain
 
 # Feature bits (section 5.3.3).
-F_SIZE = 1 << 0
 F_MULTIPORT = 1 << 1
 
 # Control messages (section 5.3.6.2): le32 id, le16 event, le16 value; after PORT_NAME the name.
@@ -178,23 +179,18 @@ class Port:
 
 
 class ConsoleDevice(VirtioDevice):
-    """A console with these ``ports``; ``size`` is (columns, rows) of the terminal, shown if there is no MULTIPORT."""
+    """A console device with these ``ports``, at least one."""
 
     DEVICE_ID = CONSOLE
 
-    def __init__(self, name: str, ports: Sequence[Port], size: tuple[int, int] | None = None) -> None:
+    def __init__(self, name: str, ports: Sequence[Port]) -> None:
         self.ports = list(ports)
-        self.multiport = len(self.ports) > 1 or bool(self.ports[0].name) or not self.ports[0].console
-        features = F_MULTIPORT if self.multiport else F_SIZE if size else 0
-        sizes = [INPUT_BUFFERS, OUTPUT_BUFFERS]
-        if self.multiport:
-            sizes += [CONTROL_BUFFERS, CONTROL_BUFFERS]
-            sizes += [INPUT_BUFFERS, OUTPUT_BUFFERS] * (len(self.ports) - 1)
+        sizes = (INPUT_BUFFERS, OUTPUT_BUFFERS)
         super().__init__(
             name,
-            features=features,
-            queue_sizes=tuple(sizes),
-            config=_CONFIG.pack(*(size or (0, 0)), len(self.ports), 0),
+            features=F_MULTIPORT,
+            queue_sizes=sizes + (CONTROL_BUFFERS, CONTROL_BUFFERS) + sizes * (len(self.ports) - 1),
+            config=_CONFIG.pack(0, 0, len(self.ports), 0),
         )
         for number, port in enumerate(self.ports):
             port.number = number
@@ -202,14 +198,6 @@ class ConsoleDevice(VirtioDevice):
         self._worker: Worker | None = None
         self._messages: list[bytes] = []  # for the guest, as soon as it has buffers for them
         self._deaf = False  # there are so many that it is not listened to
-
-    def resize(self, columns: int, rows: int) -> None:
-        """The terminal has another size now.  Any thread."""
-        if self.features & F_SIZE:
-            struct.pack_into("<HH", self.config, 0, columns, rows)
-            link = self._link
-            if link is not None:
-                link.config_changed()
 
     def activate(self, link: Link) -> None:
         """Start the thread; ports wait for the guest to open them, where it can say so."""

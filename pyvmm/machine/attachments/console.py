@@ -32,7 +32,6 @@ class Terminal(Channel):
                 os.eventfd_write(console.wake_fd, 1)
 
         super().__init__(on_open=lambda is_open: wake(), on_room=wake, limit=INPUT_LIMIT)
-        self.device: ConsoleDevice | None = None
         self._console = console
 
     def take(self, views: list[memoryview]) -> int:
@@ -48,11 +47,6 @@ class Terminal(Channel):
     def receive(self, data: bytes) -> None:
         """Input for the guest."""
         self.send(data)
-
-    def resize(self, columns: int, rows: int) -> None:
-        """The user's terminal has another size now."""
-        if self.device is not None:
-            self.device.resize(columns, rows)
 
 
 class _Listener:
@@ -98,9 +92,9 @@ class ConsoleAttachment(Attachment):
     socket: str | None
     file: str | None
 
-    def files(self) -> list[str]:
-        """None that have to be there before."""
-        return []
+    def changed_files(self) -> list[str]:
+        """The file that the port's output goes to."""
+        return [self.file] if self.file else []
 
     def check(self) -> None:
         """Whether what is asked for makes sense, and its place can be used."""
@@ -152,16 +146,8 @@ class ConsoleAttachment(Attachment):
         if host.console.input is not None:
             raise UsageError("there can be only one hvc", "give --console hvc once")
         terminal = Terminal(host.console)
-        try:
-            size = os.get_terminal_size(0)
-        except OSError:
-            size = None
-        device = ConsoleDevice(
-            host.name, [Port(terminal, console=True)], (size.columns, size.lines) if size else None
-        )
-        terminal.device = device
         host.console.input = terminal
-        return device
+        return ConsoleDevice(host.name, [Port(terminal, console=True)])
 
 
 def check_socket(path: str) -> None:
