@@ -13,6 +13,7 @@
 ``supported_features``  what this KVM can give a vCPU
 ``prepare_vcpu``        what firmware would have set up in each vCPU
 ``enter``               the first vCPU's registers for what ``load`` returned
+``pause_clock(vm, vcpus)``  take note of the guest's clocks; ``resume_clock(vm, vcpus, noted)`` goes on from there
 ``is_halted``           whether a vCPU waits for what cannot come
 ``advice``              a line for each word of a command line that this machine cannot honour
 ``post_mortem``         the lines that explain a triple fault or an internal error

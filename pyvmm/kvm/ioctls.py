@@ -93,13 +93,15 @@ KVM_CREATE_PIT2 = iow(0x77, x86.kvm_pit_config, Cap.PIT2)
 KVM_IOEVENTFD = iow(0x79, kvm_ioeventfd, Cap.IOEVENTFD)
 KVM_SET_CLOCK = iow(0x7B, kvm_clock_data, Cap.ADJUST_CLOCK)
 KVM_GET_CLOCK = ior(0x7C, kvm_clock_data, Cap.ADJUST_CLOCK)
+KVM_GET_PIT2 = ior(0x9F, x86.kvm_pit_state2, Cap.PIT_STATE2)
+KVM_SET_PIT2 = iow(0xA0, x86.kvm_pit_state2, Cap.PIT_STATE2)
 KVM_SIGNAL_MSI = iow(0xA5, kvm_msi, Cap.SIGNAL_MSI)
 KVM_CREATE_DEVICE = iowr(0xE0, kvm_create_device, Cap.DEVICE_CTRL)
 
 # VM and vCPU
 KVM_ENABLE_CAP = iow(0xA3, kvm_enable_cap, Cap.ENABLE_CAP)
 
-# Device
+# Device, VM and vCPU
 KVM_SET_DEVICE_ATTR = iow(0xE1, kvm_device_attr, Cap.DEVICE_CTRL)
 KVM_GET_DEVICE_ATTR = iow(0xE2, kvm_device_attr, Cap.DEVICE_CTRL)
 KVM_HAS_DEVICE_ATTR = iow(0xE3, kvm_device_attr, Cap.DEVICE_CTRL)
@@ -133,6 +135,7 @@ KVM_GET_XCRS = ior(0xA6, x86.kvm_xcrs, Cap.XCRS)
 KVM_SET_XCRS = iow(0xA7, x86.kvm_xcrs, Cap.XCRS)
 KVM_GET_ONE_REG = iow(0xAB, kvm_one_reg, Cap.ONE_REG)
 KVM_SET_ONE_REG = iow(0xAC, kvm_one_reg, Cap.ONE_REG)
+KVM_KVMCLOCK_CTRL = io(0xAD, Cap.KVMCLOCK_CTRL)
 
 TABLE: dict[str, Ioctl] = {name: value for name, value in globals().items() if isinstance(value, Ioctl)}
 for _name, _request in TABLE.items():

@@ -13,6 +13,8 @@ from .descriptor import Descriptor
 from .errors import KvmError
 from .flexible import flexible
 from .uapi_x86 import (
+    KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET,
     kvm_cpuid2,
     kvm_cpuid_entry2,
     kvm_debugregs,
@@ -118,6 +120,27 @@ class X86Registers(Descriptor):
     def set_tsc_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ."""
         self.ioctl(ioctls.KVM_SET_TSC_KHZ, khz, f"{khz} kHz")
+
+    def get_tsc_offset(self) -> int | None:
+        """The attribute KVM_VCPU_TSC_OFFSET: what is added (modulo 2**64) to the host's time-stamp counter to make the
+        guest's.  None where the host's KVM does not tell (before Linux 5.16)."""
+        from .device import get_attr, has_attr
+
+        if not has_attr(self, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET):
+            return None
+        return int.from_bytes(get_attr(self, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET), "little")
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """The same, set."""
+        from .device import set_attr
+
+        value = (offset & (1 << 64) - 1).to_bytes(8, "little")
+        set_attr(self, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, value)
+
+    def kvmclock_ctrl(self) -> None:
+        """KVM_KVMCLOCK_CTRL: tell the guest, through its kvm-clock, that it was stopped from outside, so that its
+        watchdogs overlook the time.  KvmError (EINVAL) if it has no kvm-clock running."""
+        self.ioctl(ioctls.KVM_KVMCLOCK_CTRL)
 
     def get_cpuid2(self) -> list[kvm_cpuid_entry2]:
         """KVM_GET_CPUID2: the entries the guest sees."""

@@ -9,9 +9,10 @@ every size, offset and number here with the compiler's.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 
-u8, u16, u32, u64, s32 = c_uint8, c_uint16, c_uint32, c_uint64, c_int32
+u8, u16, u32, u64 = c_uint8, c_uint16, c_uint32, c_uint64
+s32, s64 = c_int32, c_int64
 
 KVM_API_VERSION = 12
 KVMIO = 0xAE
@@ -35,6 +36,7 @@ class Cap:
     IRQ_ROUTING = 25
     IRQFD = 32
     PIT2 = 33
+    PIT_STATE2 = 35
     IOEVENTFD = 36
     SET_IDENTITY_MAP_ADDR = 37
     ADJUST_CLOCK = 39
@@ -60,6 +62,7 @@ class Cap:
     CHECK_EXTENSION_VM = 105
     SPLIT_IRQCHIP = 121
     IOEVENTFD_ANY_LENGTH = 122
+    VCPU_ATTRIBUTES = 127
     MAX_VCPU_ID = 128
     X2APIC_API = 129
     IMMEDIATE_EXIT = 136

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ctypes import Structure
 
-from .uapi import u8, u16, u32, u64
+from .uapi import s64, u8, u16, u32, u64
 
 KVM_NR_INTERRUPTS = 256
 KVM_APIC_REG_SIZE = 0x400
@@ -16,6 +16,9 @@ KVM_PIO_PAGE_OFFSET = 1
 KVM_COALESCED_MMIO_PAGE_OFFSET = 2
 
 KVM_PIT_SPEAKER_DUMMY = 1
+
+KVM_VCPU_TSC_CTRL = 0  # a group of a vCPU's attributes
+KVM_VCPU_TSC_OFFSET = 0
 
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0  # the header's spelling
 KVM_CPUID_FLAG_STATEFUL_FUNC = 1 << 1
@@ -37,6 +40,28 @@ KVM_GUESTDBG_BLOCKIRQ = 1 << 20
 
 class kvm_pit_config(Structure):
     _fields_ = [("flags", u32), ("pad", u32 * 15)]
+
+
+class kvm_pit_channel_state(Structure):
+    _fields_ = [
+        ("count", u32),
+        ("latched_count", u16),
+        ("count_latched", u8),
+        ("status_latched", u8),
+        ("status", u8),
+        ("read_state", u8),
+        ("write_state", u8),
+        ("write_latch", u8),
+        ("rw_mode", u8),
+        ("mode", u8),
+        ("bcd", u8),
+        ("gate", u8),
+        ("count_load_time", s64),
+    ]
+
+
+class kvm_pit_state2(Structure):
+    _fields_ = [("channels", kvm_pit_channel_state * 3), ("flags", u32), ("reserved", u32 * 9)]
 
 
 KVM_IRQCHIP_PIC_MASTER = 0

@@ -36,6 +36,7 @@ from .uapi_x86 import (
     kvm_irqchip,
     kvm_pic_state,
     kvm_pit_config,
+    kvm_pit_state2,
 )
 from .vcpu import Vcpu
 
@@ -109,6 +110,16 @@ class Vm(Descriptor):
     def create_pit2(self, flags: int = KVM_PIT_SPEAKER_DUMMY) -> None:
         """KVM_CREATE_PIT2 (x86): the in-kernel 8254 interval timer, with port 0x61 by default."""
         self.ioctl(ioctls.KVM_CREATE_PIT2, kvm_pit_config(flags=flags))
+
+    def get_pit2(self) -> kvm_pit_state2:
+        """KVM_GET_PIT2 (x86): the three channels of the interval timer."""
+        state = kvm_pit_state2()
+        self.ioctl(ioctls.KVM_GET_PIT2, state)
+        return state
+
+    def set_pit2(self, state: kvm_pit_state2) -> None:
+        """KVM_SET_PIT2 (x86): each channel counts from its start again, and ticks not taken yet are dropped."""
+        self.ioctl(ioctls.KVM_SET_PIT2, state)
 
     def irq_line(self, gsi: int, level: int) -> None:
         """KVM_IRQ_LINE: set the level of an input of the in-kernel interrupt controller."""

@@ -15,16 +15,31 @@ from pyvmm.machine.timing import process_start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import select
     from types import ModuleType
+    from typing import Protocol
 
     from pyvmm.devices.bus import Bus
     from pyvmm.devices.ged import GenericEventDevice
     from pyvmm.devices.serial import Serial16550
     from pyvmm.devices.virtio.mmio import MmioTransport
     from pyvmm.kvm import Vm
+    from pyvmm.machine.pause import Pause
     from pyvmm.machine.runner import Coalescer, VcpuRunner
     from pyvmm.machine.spec import MachineSpec
     from pyvmm.memory import GuestMemory
+
+    class Control(Protocol):
+        """What lets others look at the machine and steer it (:mod:`pyvmm.control`), served by the event loop.
+
+        ``busy``: there is something to do though no descriptor says so.
+        """
+
+        busy: bool
+
+        def register(self, poll: select.poll) -> None: ...
+        def ready(self, fd: int) -> None: ...
+        def step(self) -> None: ...
 
 
 class Machine:
@@ -66,6 +81,9 @@ class Machine:
         self._closers = closers
         self._events: GenericEventDevice | None = None
         self._asked_to_stop = False
+        self.pause: Pause | None = None
+        self.control: Control | None = None
+        self.hurry = False  # by force: do not wait for the console's readers either
         self.started = 0.0
 
     def run(self) -> End:
@@ -116,6 +134,14 @@ class Machine:
         if self._events is None:
             self._events = self.arch.event_device(self.vm, self._closers)
         self._events.press_power_button()
+
+    def pauser(self) -> Pause:
+        """What pauses and resumes the guest; in the event loop's thread."""
+        if self.pause is None:
+            from pyvmm.machine.pause import Pause
+
+            self.pause = Pause(self.arch, self.vm, self.runners)
+        return self.pause
 
     def stop(self, by: str) -> bool:
         """Stop the guest, as ``by`` ("Ctrl-A s") asks: the first time by its power button, and then by force.

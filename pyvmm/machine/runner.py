@@ -83,6 +83,8 @@ class VcpuRunner:
         self.last_exit: Exit | None = None
         self.halted: bool | None = None
         self._asked = False
+        self._gate: threading.Lock | None = None  # held by whoever paused the vCPU
+        self._stopped_at: threading.Lock | None = None  # the gate that the thread waits at, or waited at last
         self._is_halted = is_halted
         self._bus = bus
         self._console = console
@@ -107,6 +109,27 @@ class VcpuRunner:
         self.halted = None
         self._asked = True
         self.kick()
+
+    def pause(self) -> None:
+        """Have the thread leave the guest and wait for resume(); :attr:`paused` tells when it does, and the event loop
+        is woken then.  Event loop only, as is resume()."""
+        if self._gate is None:
+            gate = threading.Lock()
+            gate.acquire()
+            self._gate = gate
+        self.kick()
+
+    def resume(self) -> None:
+        """Let the thread go on after pause(), whether it has stopped yet or not."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the vCPU stands still until resume(): its thread waits, or is gone."""
+        gate = self._gate
+        return gate is not None and (self._stopped_at is gate or not self._thread.is_alive())
 
     @property
     def running(self) -> bool:
@@ -215,6 +238,12 @@ class VcpuRunner:
                 self._asked = False
                 self.halted = self._is_halted(self.vcpu)
                 os.eventfd_write(self._console.wake_fd, 1)
+            gate = self._gate
+            if gate is not None:
+                self._stopped_at = gate
+                os.eventfd_write(self._console.wake_fd, 1)
+                with gate:  # until resume()
+                    pass
             return None
         self.last_exit = exit
         if isinstance(exit, ShutdownExit):

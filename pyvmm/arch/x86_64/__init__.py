@@ -11,9 +11,12 @@ from pyvmm.kvm import Cap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyvmm.arch.x86_64.clock import StoppedClock
     from pyvmm.arch.x86_64.probe import ProbeResult
     from pyvmm.arch.x86_64.symbols import Symbols
-    from pyvmm.kvm import System, Vcpu
+    from pyvmm.kvm import System, Vcpu, Vm
     from pyvmm.kvm.exits import Exit
     from pyvmm.kvm.uapi_x86 import kvm_cpuid_entry2
     from pyvmm.memory import GuestMemory
@@ -30,12 +33,14 @@ __all__ = [
     "is_halted",
     "load",
     "open_image",
+    "pause_clock",
     "post_mortem",
     "prepare_vcpu",
     "prepare_vm",
     "probe",
     "ram_ranges",
     "require_hardware",
+    "resume_clock",
     "supported_features",
     "virtio_slot",
     "whereabouts",
@@ -94,6 +99,20 @@ def require_hardware(system: System) -> None:
             f"this host's KVM is a software one ({found.detail}), on which no stock kernel runs",
             "boot it in the lab: add --lab; pyvmm doctor says more",
         )
+
+
+def pause_clock(vm: Vm, vcpus: Sequence[Vcpu]) -> StoppedClock:
+    """Take note of the guest's clocks once all its vCPUs stand still (:mod:`pyvmm.arch.x86_64.clock`)."""
+    from pyvmm.arch.x86_64 import clock
+
+    return clock.pause_clock(vm, vcpus)
+
+
+def resume_clock(vm: Vm, vcpus: Sequence[Vcpu], noted: StoppedClock) -> None:
+    """Let the guest's clocks go on where pause_clock() found them, before the vCPUs do."""
+    from pyvmm.arch.x86_64 import clock
+
+    clock.resume_clock(vm, vcpus, noted)
 
 
 def is_halted(vcpu: Vcpu) -> bool:
