@@ -119,12 +119,21 @@ class EventLoop:
             poll.register(signals.fd, select.POLLIN)
             for fd in blocked:
                 poll.register(fd, select.POLLOUT)
+            control = self._machine.control
+            if control is not None:
+                control.register(poll)
             left = limit - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._machine.hurry:
                 return
-            poll.poll(min(left, 3600.0) * 1000)
+            busy = control is not None and control.busy
+            events = poll.poll(0.0 if busy else min(left, 3600.0) * 1000)
             if any(number != signal.SIGCONT for number in signals.take()):
                 return
+            if control is not None:
+                for fd, _ in events:
+                    if fd != signals.fd and fd not in blocked:
+                        control.ready(fd)
+                control.step()
             try:
                 console.flush()
             except PyvmmError:
