@@ -85,12 +85,16 @@ class Port:
     def stop(self) -> None:
         """The thread is gone: pass on what the guest had written, as far as it is taken soon, and forget the rest."""
         until = time.monotonic() + LAST_SECONDS
+        link, output = self._link, self._output
+        # A reset closes the queues, so that no guest can keep a device busy by filling them; one more round ends.
+        output.broken = link is None or link.failed or not output.ready
         try:
-            while self._output.ready and self._pass_on(self._output.size) and self.endpoint.last_wait():
+            while not output.broken and self._pass_on(output.size) and self.endpoint.last_wait():
                 if time.monotonic() > until:
                     break
         except QueueError:
             pass  # a device that failed has nothing worth passing on
+        output.broken = True
         self.endpoint.stop()
         self._sending = self._room = None
         self._views = []
@@ -121,9 +125,7 @@ class Port:
         link, worker = self._link, self._worker
         if link is None or worker is None or not self._output.ready:
             return
-        if (
-            self._pass_on(TURN) and self._sending is None
-        ):  # its turn is over; it does not wait for the endpoint
+        if self._pass_on(TURN) and self._sending is None:  # its turn is over, and the endpoint takes more
             worker.call(self.pump_output)
         if self._output.should_interrupt():
             link.interrupt()
