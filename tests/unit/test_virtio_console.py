@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from virtio_driver import Driver
@@ -35,6 +36,7 @@ from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments import attachment
 from pyvmm.machine.attachments.base import Host
 from pyvmm.machine.attachments.console import INPUT_LIMIT, ConsoleAttachment
+from pyvmm.machine.loop import INPUT_WAITING, EventLoop
 
 SECONDS = 5.0
 
@@ -642,6 +644,60 @@ def test_what_is_typed_goes_to_hvc_when_it_is_open(terminal):
     guest.offer(INPUT_LIMIT)
     assert len(guest.read()) == INPUT_LIMIT
     assert os.eventfd_read(console.wake_fd), "and that it has taken its input"
+
+
+class Uart:
+    """The serial port's side of the event loop."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.pending = 0
+
+    def receive(self, data: bytes) -> None:
+        self.taken += data
+        self.pending += len(data)
+
+
+@pytest.fixture
+def loop(terminal):
+    """An event loop with a serial port, hvc0, and a user who types (or not, as the test says)."""
+    loop = EventLoop.__new__(EventLoop)
+    loop._machine = SimpleNamespace(serial=Uart())
+    loop._console = terminal[1]
+    loop._terminal = SimpleNamespace(interactive=False)
+    loop._input_dropped = False
+    return loop
+
+
+def test_what_is_piped_waits_for_hvc(loop, terminal):
+    guest, console = terminal
+    assert not loop._input_room(), "the serial port would swallow it"
+    guest.open()
+    assert loop._input_room()
+    loop._give_input(b"x" * INPUT_LIMIT)
+    assert not loop._input_room(), "the guest takes nothing at present"
+    assert loop._machine.serial.taken == b""
+    guest.offer(2 * INPUT_LIMIT)
+    assert len(guest.read()) == INPUT_LIMIT
+    assert loop._input_room()
+    console.input = None
+    assert loop._input_room(), "without hvc it is the serial port's"
+    loop._give_input(b"to the port")
+    assert loop._machine.serial.taken == b"to the port"
+
+
+def test_what_is_typed_goes_to_the_serial_port_until_hvc_is_open(loop, terminal, capsys):
+    guest, console = terminal
+    loop._terminal.interactive = True
+    loop._give_input(b"early")
+    assert (loop._machine.serial.taken, console.input.pending) == (b"early", 0)
+    guest.open()
+    loop._give_input(b"late")
+    assert (loop._machine.serial.taken, console.input.pending) == (b"early", 4)
+    for _ in range(3):
+        loop._give_input(b"x" * INPUT_WAITING)
+    assert console.input.pending == 4 + INPUT_WAITING, "what nobody reads is not kept without end"
+    assert capsys.readouterr().err.count("what is typed now is lost") == 1
 
 
 # -- the option ---------------------------------------------------------------------------------------------

@@ -23,7 +23,12 @@ KINDS: tuple[tuple[str, str, str, str], ...] = (
         "user|tap=NAME[,...]",
         "a network card: without root through passt, or on a TAP interface",
     ),
-    ("console", "--console", "PORT[,...]", "a virtio console: hvc0, and ports for channels beside it"),
+    (
+        "console",
+        "--console",
+        "hvc|port=NAME,socket=PATH",
+        "a virtio console: a terminal, /dev/hvc0, or a named port joined to a Unix socket (or file=PATH)",
+    ),
     ("rng", "--rng", "", "an entropy device, fed by the host's random numbers"),
     ("vsock", "--vsock", "CID[,...]", "a socket between host and guest"),
     ("balloon", "--balloon", "SIZE[,...]", "a memory balloon, with free page reporting"),
