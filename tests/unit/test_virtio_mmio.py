@@ -176,6 +176,16 @@ def test_a_ready_queue_stays_where_it_is(driver):
     )  # fmt: skip
 
 
+def test_a_queue_in_use_stays_ready(driver):
+    driver.negotiate()
+    driver.write(reg.QUEUE_SEL, 0)
+    driver.write(reg.QUEUE_READY, 0)
+    driver.write(reg.QUEUE_NUM, 4)
+    assert driver.read(reg.QUEUE_READY) == 1
+    driver.reset()
+    assert driver.read(reg.QUEUE_READY) == 0
+
+
 def test_a_queue_that_is_not_ready_can_move(driver):
     driver.reset()
     driver.accept(f.VERSION_1)

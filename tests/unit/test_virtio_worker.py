@@ -212,6 +212,18 @@ def test_an_error_stops_the_device_until_its_reset(error, note):
     driver.close()
 
 
+def test_a_failed_device_does_nothing_any_more():
+    end, other = os.pipe()
+    heard: list[bytes] = []
+    driver = Driver(Served(extra=lambda worker: worker.watch(end, lambda: heard.append(os.read(end, 99)))))
+    driver.device.worker.link.fail("by another thread")
+    os.write(other, b"x")
+    assert not until(lambda: bool(heard), 0.1)
+    driver.close()
+    os.close(end)
+    os.close(other)
+
+
 def test_a_broken_ring_is_the_guests_fault():
     driver = Driver(Served())
     driver.queue(0).publish(99)
