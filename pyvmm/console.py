@@ -230,9 +230,10 @@ class Console:
         line = self._tail[at : at + LINE_CHARACTERS].split(b"\n")[0]
         return line.decode("utf-8", "replace").strip()
 
-    def tail(self) -> str:
-        """The last :data:`TAIL_BYTES` bytes of the console as text, undecodable bytes replaced."""
-        return self._tail[-TAIL_BYTES:].decode("utf-8", "replace")
+    def tail(self, count: int = TAIL_BYTES) -> str:
+        """The last ``count`` bytes of the console (:data:`TAIL_BYTES` at most) as text, undecodable bytes replaced."""
+        count = min(count, TAIL_BYTES)
+        return self._tail[-count:].decode("utf-8", "replace") if count else ""
 
     def close(self) -> None:
         """Close the wake-up descriptor; the outputs belong to whoever opened them."""

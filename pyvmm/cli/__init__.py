@@ -23,6 +23,8 @@ USAGE = """\
 usage: pyvmm VERB ...
 
   boot KERNEL        boot a kernel image under KVM with its console here
+  ps                 list the running machines that have a name
+  ctl NAME COMMAND   ask or steer one of them: status, pause, resume, stop, console, ...
   inspect FILE       say what a file is, what its headers mean, and where it would stand in memory
   doctor             say what this host can do, what is missing and how to mend it
   cache [clear]      list or remove the kernels taken out of bzImages
@@ -96,6 +98,14 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import boot
 
         return boot.main(rest)
+    if verb == "ps":
+        from pyvmm.cli import ps
+
+        return ps.main(rest)
+    if verb == "ctl":
+        from pyvmm.cli import ctl
+
+        return ctl.main(rest)
     if verb == "inspect":
         from pyvmm.cli import inspect
 
@@ -118,7 +128,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"pyvmm {__version__}")
         return 0
     raise UsageError(
-        f"there is no verb '{verb}'", "the verbs are boot, cache, doctor, inspect and lab; see pyvmm --help"
+        f"there is no verb '{verb}'",
+        "the verbs are boot, cache, ctl, doctor, inspect, lab and ps; see pyvmm --help",
     )
 
 

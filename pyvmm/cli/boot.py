@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from pyvmm.control.server import Control
     from pyvmm.machine.machine import Machine
 
 #: What the project's own /init prints; ``--verify`` needs to see it.
@@ -61,6 +62,8 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     )
     add("--console-log", metavar="FILE", help="write the console to FILE too")
     add("--result", metavar="FILE", help="write the outcome, times and exit counts to FILE as JSON")
+    add("--name", metavar="NAME", help="let pyvmm ps list the machine, and pyvmm ctl NAME steer it")
+    add("--control", metavar="SOCKET", help="make the control socket there")
     add("--no-input", action="store_true", help="leave standard input alone")
     add("--huge-pages", action="store_true", help="advise the host to back guest RAM with huge pages")
     add(
@@ -98,21 +101,44 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(arguments).parse_args(list(arguments))
     spec = _spec(options)
     _check_outputs(options)
+    control = None
     try:
         if options.lab:
             return _in_the_lab(options, spec, list(arguments))
         from pyvmm.machine.build import build
 
+        if options.control is not None or options.name is not None:
+            control = _control(options)
         with build(spec) as machine:
+            if control is not None:
+                control.attach(machine)
             for line in machine.arch.advice(spec.cmdline):
                 say(f"pyvmm: note: {line}")
             if options.verbose:
                 _describe(machine)
             machine.run()
+            if control is not None:
+                control.finish()
             return _report(machine, options.result)
     except Exception as error:
         _error_result(options.result, error)
         raise
+    finally:
+        if control is not None:
+            control.close()
+
+
+def _control(options: argparse.Namespace) -> Control:
+    """The control socket, made first of all: with its own path or, for a machine that only has a name, in the runtime
+    directory.  A path alone names the machine too."""
+    from pyvmm.control.server import Control
+    from pyvmm.control.sockets import check_name, path_of
+
+    if options.control is None:
+        return Control(path_of(options.name, make=True), options.name)
+    if options.name is not None:
+        return Control(options.control, check_name(options.name))
+    return Control(options.control, os.path.splitext(os.path.basename(options.control))[0])
 
 
 def _tagged(kind: str) -> Callable[[str], tuple[str, str]]:
@@ -302,6 +328,11 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
     from pyvmm.lab import Lab
     from pyvmm.lab.foreground import run_in_foreground
 
+    if options.control is not None or options.name is not None:
+        raise UsageError(
+            "--control and --name reach no machine in the lab",
+            "run both there: pyvmm lab -- sh -c 'pyvmm boot ...'",
+        )
     carry_in = [path for path in (options.kernel, options.initrd) if path is not None]
     carry_out = [path for path in (options.console_log, options.result) if path is not None]
     for each in spec.attachments:

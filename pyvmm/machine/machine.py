@@ -80,7 +80,7 @@ class Machine:
         self.elapsed_s = 0.0
         self._closers = closers
         self._events: GenericEventDevice | None = None
-        self._asked_to_stop = False
+        self.asked_to_stop = False
         self.pause: Pause | None = None
         self.control: Control | None = None
         self.hurry = False  # by force: do not wait for the console's readers either
@@ -148,10 +148,10 @@ class Machine:
 
         Says whether it was by force.  In the event loop's thread.
         """
-        if self._asked_to_stop:
+        if self.asked_to_stop:
             self.ends.append(End(Outcome.INTERRUPTED, status=signal.SIGINT, detail=f"stopped by {by} twice"))
             return True
-        self._asked_to_stop = True
+        self.asked_to_stop = True
         self.press_power_button()
         return False
 
