@@ -188,8 +188,14 @@ def test_configuration_is_read_written_and_followed(backend: Backend) -> None:
             channel.settimeout(5)
             channel.sendall(struct.pack("<III", 2, 1 | 8, 0))
             assert channel.recv(100) == struct.pack("<IIIQ", 2, 5, 8, 0)
-        wait_for(lambda: driver.config(0, 16) == bytes(16))
-        assert driver.acknowledge() & f.CONFIG_CHANGE
+            wait_for(lambda: driver.config(0, 16) == bytes(16))
+            assert driver.acknowledge() & f.CONFIG_CHANGE
+            # Anything else is refused, and what comes with it is not kept.
+            before = len(os.listdir("/proc/self/fd"))
+            socket.send_fds(channel, [struct.pack("<III", 3, 1 | 8, 4) + b"data"], [fd, fd])
+            assert channel.recv(100) == struct.pack("<IIIQ", 3, 5, 8, 1)
+            wait_for(lambda: len(os.listdir("/proc/self/fd")) == before)
+            assert not driver.needs_reset
 
 
 def test_a_changed_configuration_that_cannot_be_read_fails_the_device(backend: Backend) -> None:
