@@ -163,3 +163,39 @@ def test_threads_lose_nothing():
     seen = console.total
     assert seen == count
     console.close()
+
+
+def test_blocks_and_single_bytes_keep_their_order(pipe):
+    read, write = pipe
+    watch = Watch("expect", b"login:")
+    console = Console([(write, "a pipe")], [watch])
+    console.put(ord("l"))
+    console.put_bytes(memoryview(b"ogi"))
+    assert os.eventfd_read(console.wake_fd) == 1, "woken once"
+    console.put(ord("n"))
+    console.put_bytes(b": ")
+    assert console.collect() == [watch]
+    console.flush()
+    assert os.read(read, 100) == b"login: "
+    console.close()
+
+
+def test_whoever_waits_for_room_is_told_once_there_is_some():
+    console = Console()
+    told: list[str] = []
+    console.put_bytes(b"x" * (FULL_BYTES + 1))
+    assert console.full
+    console.when_room(lambda: told.append("a"))
+    console.when_room(lambda: told.append("b"))
+    console.flush()
+    assert told == [], "nothing has been collected yet"
+    console.collect()
+    console.flush()
+    assert sorted(told) == ["a", "b"]
+    os.eventfd_read(console.wake_fd)
+    console.when_room(lambda: told.append("c"))
+    assert os.eventfd_read(console.wake_fd), "there is room already: the loop has to come by"
+    console.flush()
+    console.flush()
+    assert sorted(told) == ["a", "b", "c"]
+    console.close()

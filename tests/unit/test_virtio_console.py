@@ -716,6 +716,8 @@ def test_options_that_make_no_sense(text):
 def test_the_option_is_found():
     assert attachment("console") is ConsoleAttachment
     assert ConsoleAttachment.parse("port=a,file=b").to_table() == {"port": "a", "file": "b"}
+    assert ConsoleAttachment.parse("port=a,file=b").changed_files() == ["b"]
+    assert ConsoleAttachment.parse("hvc").changed_files() == []
 
 
 def test_only_one_hvc():
