@@ -226,10 +226,9 @@ class MmioTransport:
     def _reset(self) -> None:
         link, self._link = self._link, None
         if link is not None:
+            # A guest that goes on filling its queues must not keep the device from coming to an end.
             for queue in link.queues:
-                queue.broken = (
-                    True  # or a guest that goes on filling it would keep the device from coming to an end
-                )
+                queue.broken = True
             try:
                 self.device.reset()
             except Exception as error:

@@ -258,9 +258,8 @@ class Queue:
         while more:
             self.disable_kicks()
             try:
-                for _ in range(
-                    self.size
-                ):  # then tell the driver, which may be filling the ring as fast as we empty it
+                # The driver is told after that many, as it may be filling the ring as fast as we empty it.
+                for _ in range(self.size):
                     chain = self.pop()
                     if chain is None:
                         break
