@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments.base import Attachment, Key
 
 TYPE_CHECKING = False
@@ -31,12 +31,14 @@ class Disk(Attachment):
         "path": Key(
             str,
             required=True,
+            path=True,
             help="an image file, a block device, or the URL of an image (nbd://, https://)",
         ),
         "ro": Key(bool, help="the guest may not write"),
         "overlay": Key(
             str,
             bare=TEMPORARY,
+            path=True,
             help="leave the file as it is: changes go to a temporary file, or with overlay=FILE to one that is kept",
         ),
         "format": Key(
@@ -107,8 +109,15 @@ class Disk(Attachment):
         return "qcow2" if self.path.lower().endswith(".qcow2") else "raw"
 
     def files(self) -> list[str]:
-        """The image, and the overlay if there is one already."""
+        """The image, the overlay if there is one already, and the program that serves it where there is one here."""
         found = [] if self.remote else [self.path]
+        if self.shared_memory:
+            from pyvmm.devices.virtio.disk_daemon import find
+
+            try:
+                found.append(find())
+            except HostError:
+                pass
         if self.overlay is not None and self.overlay != TEMPORARY and os.path.exists(self.overlay):
             found.append(self.overlay)
         return found
