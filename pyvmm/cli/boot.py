@@ -26,6 +26,18 @@ USERSPACE_REACHED = "pyvmm: userspace reached"
 LAB_GRACE = 60.0
 
 
+#: (option, metavar, help) of the options about machine files.
+MACHINE_FILES = (
+    (
+        "--machine",
+        "FILE.toml",
+        "take what is not said here from a file with the same names; attachments add up",
+    ),
+    ("--dump-machine", "", "print the machine as such a file, and leave it at that"),
+    ("--machine-schema", "", "print the JSON schema of such files"),
+)
+
+
 def parser(arguments: Sequence[str] | None = None) -> Parser:
     """The command line of ``pyvmm boot``; of the devices' options only those that ``arguments`` use, if they are given
     and do not ask for help, as each option that argparse has to know costs time."""
@@ -35,7 +47,8 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
         "Ctrl-A s presses the power button, Ctrl-A c prints a status line, Ctrl-A Ctrl-A sends Ctrl-A.",
     )
     add = parser.add_argument
-    add("kernel", help="a bzImage, an ELF vmlinux, or any ELF file with a PVH note; told apart by content")
+    add("kernel", nargs="?",
+        help="a bzImage, an ELF vmlinux, or any ELF file with a PVH note; told apart by content")  # fmt: skip
     add(
         "--cmdline",
         default=DEFAULT_CMDLINE,
@@ -82,8 +95,14 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
         help="map kernel and initrd into the guest instead of copying; they must not change meanwhile")  # fmt: skip
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
-    parser.set_defaults(attachments=None)
+    parser.set_defaults(attachments=None, machine=None, dump_machine=False, machine_schema=False)
     words = None if arguments is None else {word.partition("=")[0] for word in arguments}
+    for option, metavar, help in MACHINE_FILES:
+        if words is None or words & {option, "-h", "--help"}:
+            if metavar:
+                add(option, metavar=metavar, help=help)
+            else:
+                add(option, action="store_true", help=help)
     for kind, option, metavar, help in KINDS:
         if words is not None and not words & {option, "-h", "--help"}:
             continue
@@ -98,8 +117,15 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``pyvmm boot`` with these arguments; returns the exit code."""
-    options = parser(arguments).parse_args(list(arguments))
+    options = _options(arguments)
+    if options.machine_schema:
+        return _print_schema()
     spec = _spec(options)
+    if options.dump_machine:
+        from pyvmm.machine.file import dump
+
+        print(dump(vars(options), spec.attachments), end="")
+        return 0
     _check_outputs(options)
     control = None
     try:
@@ -139,6 +165,29 @@ def _control(options: argparse.Namespace) -> Control:
     if options.name is not None:
         return Control(options.control, check_name(options.name))
     return Control(options.control, os.path.splitext(os.path.basename(options.control))[0])
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the command line says, and the machine file that it names."""
+    known = parser(arguments)
+    options = known.parse_args(list(arguments))
+    if options.machine is not None:
+        from pyvmm.machine import file
+
+        known.set_defaults(**file.read(options.machine, vars(options)))
+        options = known.parse_args(list(arguments))
+    if options.kernel is None and not options.machine_schema:
+        known.error("there is no kernel: name it here, or in a file with --machine")
+    return options
+
+
+def _print_schema() -> int:
+    import json
+
+    from pyvmm.machine.schema import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
 
 
 def _tagged(kind: str) -> Callable[[str], tuple[str, str]]:
@@ -186,7 +235,10 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         kaslr=options.kaslr,
         map_files=options.map,
         interactive=not options.no_input,
-        attachments=[attachment(kind).parse(text) for kind, text in options.attachments or ()],
+        attachments=[
+            attachment(each[0]).parse(each[1]) if isinstance(each, tuple) else each
+            for each in options.attachments or ()
+        ],
     )
 
 
@@ -342,6 +394,16 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file", "check the name")
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
+    resolved = None
+    if options.machine is not None:  # what it says by now, as one file
+        import tempfile
+
+        from pyvmm.machine.file import dump
+
+        resolved = tempfile.NamedTemporaryFile("w", prefix="pyvmm-machine-", suffix=".toml")  # noqa: SIM115
+        resolved.write(dump({**vars(options), "lab": False}, spec.attachments))
+        resolved.flush()
+        command = ["pyvmm", "boot", "--machine", resolved.name]
     if not options.no_extract:
         command.append("--no-extract")  # the lab has no cache, and would unpack slower than the guest in it
     # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
@@ -353,6 +415,9 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
         raise HostError(
             "nobody reads the output any more", "keep its reader running, or send the output to a file"
         ) from None
+    finally:
+        if resolved is not None:
+            resolved.close()
     if lab.timed_out:
         raise HostError("the lab did not answer any more and was stopped", "run it again")
     return status

@@ -33,9 +33,10 @@ class Key:
     ``choices`` limits the values.  With ``many`` it may be given again, and its value is a tuple.  ``default`` is the
     value of a key that is not given (a tuple where ``many``; False for a bool; None otherwise, unless said here).
     ``bare`` is the value of a key that is given without one, as in ``--disk FILE,overlay`` (None: it needs one).
+    ``path``: it names a place in the host's file system, which a machine file may name relative to its own.
     """
 
-    __slots__ = ("bare", "choices", "default", "help", "many", "required", "type")
+    __slots__ = ("bare", "choices", "default", "help", "many", "path", "required", "type")
 
     def __init__(
         self,
@@ -47,10 +48,12 @@ class Key:
         help: str = "",
         many: bool = False,
         bare: object = None,
+        path: bool = False,
     ) -> None:
         self.bare = True if type is bool else bare
         self.type = type
         self.required = required
+        self.path = path
         self.choices = choices
         self.help = help
         self.many = many

@@ -83,8 +83,8 @@ class ConsoleAttachment(Attachment):
     KEYS = {
         "hvc": Key(bool, help="a terminal for the guest, /dev/hvc0"),
         "port": Key(str, help="the name of a port, /dev/virtio-ports/NAME in the guest"),
-        "socket": Key(str, help="join the port to a Unix socket that pyvmm listens on"),
-        "file": Key(str, help="write the port's output to a file"),
+        "socket": Key(str, path=True, help="join the port to a Unix socket that pyvmm listens on"),
+        "file": Key(str, path=True, help="write the port's output to a file"),
     }
 
     hvc: bool

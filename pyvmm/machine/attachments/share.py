@@ -21,7 +21,7 @@ class Share(Attachment):
     KIND = "share"
     POSITIONAL = "path"
     KEYS: ClassVar[dict[str, Key]] = {
-        "path": Key(str, required=True, help="the directory of the host"),
+        "path": Key(str, required=True, path=True, help="the directory of the host"),
         "tag": Key(str, required=True, help="the name by which the guest mounts it"),
         "ro": Key(bool, help="the guest cannot write"),
         "sandbox": Key(

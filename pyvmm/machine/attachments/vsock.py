@@ -27,7 +27,9 @@ class Vsock(Attachment):
             required=True,
             help="the guest's context id, 3 or more; only one guest of the host can have it",
         ),
-        "socket": Key(str, help="a Unix socket: CONNECT PORT and a newline lead to the guest's port"),
+        "socket": Key(
+            str, path=True, help="a Unix socket: CONNECT PORT and a newline lead to the guest's port"
+        ),
         "port": Key(
             int,
             many=True,
