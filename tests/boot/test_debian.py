@@ -13,6 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import guest_initrd
 import pytest
 from conftest import ROOT, cannot, run_pyvmm
 
@@ -236,12 +237,14 @@ def test_poisoned_memory(boot, vmlinux):
     assert done.code == 0, done
 
 
-def test_memory_above_the_hole(boot, kernel):
+def test_memory_above_the_hole(boot, kernel, tmp_path):
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 5 << 30:
         cannot("the host has less than 5 GiB of memory")
-    done = boot(kernel, "--verify", "--memory", "4G", "--cmdline", "console=ttyS0", "--timeout", "75")
+    archive = tmp_path / "initrd.cpio"
+    archive.write_bytes(guest_initrd.initrd([], "grep 'System RAM' /proc/iomem"))
+    done = boot(kernel, "--initrd", archive, "--memory", "4G", "--cmdline", QUIET, "--timeout", "100")
     assert done.code == 0, done
-    assert "[mem 0x0000000100000000-0x000000013fffffff] usable" in done.console
+    assert "100000000-13fffffff : System RAM" in done.console
 
 
 @pytest.mark.parametrize(

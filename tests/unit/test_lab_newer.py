@@ -101,7 +101,7 @@ def test_what_failed_is_tried_again_a_day_later(said, backports, monkeypatch, tm
 
 
 def test_nowhere_at_all(said, monkeypatch):
-    monkeypatch.setattr(foreign, "own_sources", lambda: [])
+    monkeypatch.setattr(foreign, "own_sources", list)
     with pytest.raises(HostError, match="the lab needs qemu-system-x86_64") as error:
         find(said)
     assert "apt-get install" in error.value.hint
