@@ -229,7 +229,7 @@ def test_its_end_takes_the_link_down(passt):
         guest = Guest("user")
         guest.device.backend._process.kill()
         assert until(lambda: guest.driver.config(6, 2) == b"\0\0")
-        assert guest.said == ["net0: passt: it has ended; the link is down"]
+        assert guest.said == ["note: net0: passt: it has ended; the link is down"]
         guest.driver.close()
 
     passt(guest)

@@ -313,7 +313,7 @@ def test_a_length_that_no_frame_has_takes_the_link_down(rig, length):
     rig.buffers(200)
     rig.peer.socket.sendall(length.to_bytes(4, "big") + bytes(100))
     assert until(lambda: rig.driver.config(6, 2) == b"\0\0")
-    assert rig.said == [f"net0: stream: a frame of {length} bytes; the link is down"]
+    assert rig.said == [f"note: net0: stream: a frame of {length} bytes; the link is down"]
 
 
 def test_the_other_end_closing_takes_the_link_down(rig):
@@ -323,7 +323,7 @@ def test_the_other_end_closing_takes_the_link_down(rig):
     assert until(lambda: rig.driver.config(6, 2) == b"\0\0")
     assert rig.driver.read(0x0FC) != generation
     assert rig.driver.acknowledge() & f.CONFIG_CHANGE
-    assert rig.said == ["net0: stream: it has closed the connection; the link is down"]
+    assert rig.said == ["note: net0: stream: it has closed the connection; the link is down"]
     token = rig.transmit(HEADER + ethernet(b"to nobody"))
     assert rig.driver.wait(TX) == [(token, 0)]
     assert rig.device.statistics()["tx_dropped"] == 1

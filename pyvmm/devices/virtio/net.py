@@ -122,7 +122,7 @@ class NetDevice(VirtioDevice):
         if self._lost or self._link is None:
             return
         self._lost = True
-        self._say(f"{self.name}: {self.backend.label}: {error.strerror}; the link is down")
+        self._say(f"note: {self.name}: {self.backend.label}: {error.strerror}; the link is down")
         config = bytearray(self.config)
         struct.pack_into("<H", config, feature.STATUS_OFFSET, 0)
         self._link.config_changed(bytes(config))

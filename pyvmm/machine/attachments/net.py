@@ -125,10 +125,10 @@ class Net(Attachment):
 
     def _prepare(self, tap: Tap, host: Host) -> None:
         if not tap.up:
-            host.say(f"{host.name}: the interface is down, as root: ip link set {tap.name} up")
+            host.say(f"note: {host.name}: the interface is down, as root: ip link set {tap.name} up")
         if self.mtu is not None and not tap.set_mtu(self.mtu):
             host.say(
-                f"{host.name}: the interface has another MTU, as root: ip link set {tap.name} mtu {self.mtu}"
+                f"note: {host.name}: the interface has another MTU, as root: ip link set {tap.name} mtu {self.mtu}"
             )
 
     def _vhost(self, host: Host) -> Vhost | None:
@@ -142,7 +142,9 @@ class Net(Attachment):
         except HostError as error:
             if self.vhost == "on":
                 raise
-            host.say(f"{host.name}: without vhost-net, pyvmm moves the frames: {error.message}; {error.hint}")
+            host.say(
+                f"note: {host.name}: without vhost-net, pyvmm moves the frames: {error.message}; {error.hint}"
+            )
             return None
 
     def _address(self, name: str) -> bytes:
