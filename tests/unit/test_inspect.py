@@ -108,7 +108,15 @@ class TestBzImage:
     def test_initrd_stays_below_the_kernels_limit(self):
         places = kinds(report(bzimage(initrd_addr_max=0x7FFFFFFF), 8 << 30))
         assert places["initrd"] == [(24 * MIB, 1 << 31)]
-        assert places["device"][0] == (0xFEC00000, 0xFEC01000)
+
+    def test_devices_stand_in_the_hole_below_4_gib(self):
+        found = report(bzimage(), 8 << 30)
+        devices = kinds(found)["device"]
+        assert {(0xD0000000, 0xD0011000), (0xFEC00000, 0xFEC01000)} <= set(devices)  # virtio, the IOAPIC
+        assert found.placement is not None
+        (_, hole), (end, _) = found.placement.ram
+        assert (hole, end) == (0xC0000000, 1 << 32)
+        assert all(hole <= start < stop <= end for start, stop in devices)
 
     def test_too_little_memory(self):
         found = report(bzimage(), 16 * MIB)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pyvmm import memory as memory_module
+from pyvmm import memory_region
 from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.memory import GuestMemory
 
@@ -88,21 +88,21 @@ def test_outside_ram_is_refused(file, address, size):
 
 def test_a_host_that_cannot_move_the_mapping(file, monkeypatch):
     unmapped = []
-    real = memory_module._libc()
+    real = memory_region._libc()
 
     class Libc:
         mmap = real.mmap
 
         @staticmethod
         def mremap(*arguments):
-            return memory_module._MAP_FAILED
+            return memory_region._MAP_FAILED
 
         @staticmethod
         def munmap(where, size):
             unmapped.append(size)
             return real.munmap(where, size)
 
-    monkeypatch.setattr(memory_module, "_libc", Libc)
+    monkeypatch.setattr(memory_region, "_libc", Libc)
     with GuestMemory([(0, SIZE)]) as memory:
         with pytest.raises(
             HostError, match="cannot map 0x1000 bytes of a file over guest address 0x2000"
