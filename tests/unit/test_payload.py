@@ -133,7 +133,7 @@ def test_streams_after_each_other_have_an_end(monkeypatch):
 
 
 def test_tiny_streams_are_not_each_read_with_all_that_follows(monkeypatch):
-    """Once found: 10 MiB of empty gzip members took half a minute, and a processor, to copy what follows each."""
+    """Once found: each empty gzip member copied all that follows it: 3 s for 1 MiB of them, growing by the square."""
     pieces: list[int] = []
 
     class Watched(decompress._Gzip):
