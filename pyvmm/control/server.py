@@ -52,8 +52,8 @@ class Client:
 
     @property
     def reading(self) -> bool:
-        """Whether more of it is read: not while it has lines waiting, or leaves its answers lying."""
-        return not self.ended and not self.ready_lines and len(self.output) < OUTPUT_PAUSES
+        """Whether more of it is read: not while it has lines waiting, as it has if it leaves its answers lying."""
+        return not self.ended and not self.ready_lines
 
     @property
     def ready_lines(self) -> bool:

@@ -139,9 +139,8 @@ class Listener:
     def _bind(self) -> None:
         with _locked(os.path.dirname(self.path)):
             self._make_room()
-            former = os.umask(
-                0o177
-            )  # bind() makes the socket with mode 0600: there is no moment with wider rights
+            # bind() makes the socket with mode 0600: there is no moment with wider rights.
+            former = os.umask(0o177)
             try:
                 self.socket.bind(self.path)
             finally:
