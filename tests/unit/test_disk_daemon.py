@@ -67,6 +67,9 @@ def read(driver, sector, size):
 def test_a_qcow2_image_is_read_and_written(image, drive):
     driver = drive(image, "qcow2")
     assert driver.config(0, 8) == struct.pack("<Q", SIZE // 512)
+    assert driver.offered() & (b.F_FLUSH | b.F_CONFIG_WCE) == b.F_FLUSH, (
+        "a cache, which the guest has to flush"
+    )
     write(driver, 4_000_000, b"x" * 4096)
     assert read(driver, 4_000_000 - 8, 8192) == bytes(4096) + b"x" * 4096
     driver.close()

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 PROGRAM = "qemu-storage-daemon"
 QUEUE_SIZE = 256
 _CONFIG_SIZE = 60  # struct virtio_blk_config, up to write_zeroes
-_F_MQ = 1 << 12
+#: Not offered: several queues; and a cache that can be switched, as the daemon says that there is none (its "writeback"
+#: is 0) and has one: the guest would send no flushes.
+_NOT_OFFERED = 1 << 12 | 1 << 11
 _NBD_PORT = 10809
 _CLUSTER = 1 << 16
 
@@ -112,7 +114,7 @@ def _start(
             daemon,
             queue_sizes=(QUEUE_SIZE,),
             config_size=_CONFIG_SIZE,
-            device_features=DEVICE_BITS & ~_F_MQ,
+            device_features=DEVICE_BITS & ~_NOT_OFFERED,
         )
     except HostError as error:
         words = daemon.epitaph(0).partition(": ")[2]
