@@ -155,7 +155,7 @@ def locate(machine: str) -> str:
     path = path_of(machine)
     if os.path.lexists(path):
         return path
-    if os.path.lexists(machine) and stat.S_ISSOCK(os.stat(machine).st_mode):
+    if os.path.exists(machine) and stat.S_ISSOCK(os.stat(machine).st_mode):
         return machine
     found = names()
     hint = nearest(machine, found) if found else "no machine with a name is running"

@@ -179,8 +179,9 @@ class Machine:
         exits = self.exits()
         most = sorted(exits.items(), key=lambda item: -item[1])[:4]
         devices = ", ".join(f"{name} {count}" for name, count in most)
+        paused = "paused, " if self.pause is not None and self.pause.wanted else ""
         return (
-            f"running for {time.monotonic() - self.started:.1f} s, {sum(exits.values())} exits ({devices}), "
+            f"{paused}running for {time.monotonic() - self.started:.1f} s, {sum(exits.values())} exits ({devices}), "
             f"{self.console.total} bytes of console"
         )
 

@@ -199,6 +199,7 @@ def test_pause_and_resume(served: Served, client: Client) -> None:
         client.call("resume")
     assert client.call("pause") == {"state": "paused"}
     assert served.clock.calls == ["pause"] and client.call("status")["state"] == "paused"
+    assert served.machine.status_line().startswith("paused, ")
     assert client.call("pause") == {"state": "paused"}, "again"
     with pytest.raises(PyvmmError, match="does not heed") as caught:
         client.call("stop")

@@ -183,6 +183,9 @@ def test_locate(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     dead_socket(tmp_path / "here.sock")
     assert client.locate("here.sock") == "here.sock"
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    with pytest.raises(UsageError, match="no machine 'nowhere'"):
+        client.locate("nowhere")
 
 
 def test_nobody_there(tmp_path: Path) -> None:
