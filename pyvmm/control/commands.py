@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from pyvmm import __version__
 from pyvmm.control.protocol import COMMANDS
@@ -13,6 +12,7 @@ from pyvmm.devices.virtio.features import BALLOON
 from pyvmm.errors import PyvmmError, UsageError
 from pyvmm.machine.outcome import End, Outcome
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.balloon import BalloonDevice
     from pyvmm.machine.machine import Machine

@@ -12,13 +12,15 @@ keys are the command's parameters.  Answers come in the order of the commands, e
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pyvmm.errors import PyvmmError
 from pyvmm.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 #: Bytes of a line, its end not counted.
 MOST_LINE = 64 * 1024
@@ -138,6 +140,8 @@ def parse(line: bytes | bytearray) -> Request:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for somebody who wrote ``name`` for one of ``known``."""
+    import difflib
+
     names = list(known)
     close = difflib.get_close_matches(name[:MOST_ID], names, 1)
     if close:

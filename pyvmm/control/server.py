@@ -12,7 +12,6 @@ import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from pyvmm import __version__
 from pyvmm.control import commands, protocol
@@ -20,6 +19,7 @@ from pyvmm.control.protocol import Id, Request, RequestError
 from pyvmm.control.sockets import Listener, peer
 from pyvmm.errors import PyvmmError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
