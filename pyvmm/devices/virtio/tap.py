@@ -75,6 +75,7 @@ class Tap:
             self.features = _BASIC | (_USO if self._offload(_BASIC | _USO) else 0)
             self._offload(0)
             self.up = _bring_up(name)
+            self._counted = self._counters()  # before our time
         except OSError as error:
             self.close()
             raise HostError(
@@ -144,7 +145,10 @@ class Tap:
         return len(frames), dropped
 
     def statistics(self) -> dict[str, int]:
-        """What the kernel has counted since the interface was made; the interface sends what the guest receives."""
+        """What the kernel has counted since this was made; the interface sends what the guest receives."""
+        return {name: count - self._counted.get(name, 0) for name, count in self._counters().items()}
+
+    def _counters(self) -> dict[str, int]:
         found = {}
         for ours, theirs in (("rx", "tx"), ("tx", "rx")):
             for what in ("packets", "bytes", "dropped"):
