@@ -75,7 +75,7 @@ for moment in $(seq 400); do
     sleep 0.5
 done
 echo "the button was pressed"
-dmesg | grep -iE 'lockup|stall|unstable|hung' && echo "complaints"
+dmesg | grep -iE 'lockup|stall|hung|blocked for' && echo "complaints"
 """
 
 
