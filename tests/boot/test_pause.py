@@ -95,7 +95,7 @@ def steer_once(lab, tmp_path: Path, ready: str, keys: str, *arguments: object) -
     script.write_text(STEER)
     report.unlink(missing_ok=True)
     command = [
-        str(script), "/tmp/pyvmm-test-pause.sock", str(report), ready, str(PAUSE), keys, "boot", *map(str, arguments)
+        str(script), str(tmp_path / "ctl.sock"), str(report), ready, str(PAUSE), keys, "boot", *map(str, arguments)
     ]  # fmt: skip
     with out.open("wb") as output:
         if lab is None:
