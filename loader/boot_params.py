@@ -8,8 +8,8 @@ The configurators' ``write_bootparams`` put it into memory.
 
 from __future__ import annotations
 
+from loader import errors
 from loader.enums import U64_MAX
-from loader.errors import BootParamsGap, BootParamsOverflow, InvalidAddress, MissingStartAddress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _encoded(element: Element) -> bytes:
 def _joined(elements: Sequence[Element], start: int, what: str) -> bytes:
     data = b"".join(map(_encoded, elements))
     if start < 0 or start + len(data) - 1 > U64_MAX:
-        raise BootParamsOverflow(f"{len(data):#x} bytes of {what} at {start:#x} pass 64 bits")
+        raise errors.BootParamsOverflow(f"{len(data):#x} bytes of {what} at {start:#x} pass 64 bits")
     return data
 
 
@@ -80,18 +80,20 @@ def _add(old: bytes | None, start: int | None, element: Element, addr: int | Non
     if start is None:
         start = addr
     if start is None:
-        raise MissingStartAddress(
+        raise errors.MissingStartAddress(
             f"no address for an element of {len(data):#x} bytes, the first of its list", "give it one"
         )
     if addr is None:
         addr = start + len(old)
     if addr < start:
-        raise InvalidAddress(f"an element at {addr:#x}, before its list at {start:#x}", "add it further up")
+        raise errors.InvalidAddress(
+            f"an element at {addr:#x}, before its list at {start:#x}", "add it further up"
+        )
     end = addr + len(data)
     if addr < 0 or end - 1 > U64_MAX:
-        raise BootParamsOverflow(f"an element of {len(data):#x} bytes at {addr:#x} passes 64 bits")
+        raise errors.BootParamsOverflow(f"an element of {len(data):#x} bytes at {addr:#x} passes 64 bits")
     if end - start > LIST_SIZE_MAX:
-        raise BootParamsGap(
+        raise errors.BootParamsGap(
             f"an element of {len(data):#x} bytes at {addr:#x} would make its list at {start:#x} larger than"
             f" {LIST_SIZE_MAX:#x} bytes",
             "set the list's start near it",

@@ -8,17 +8,10 @@ code: a small program with the compressed kernel inside, entered at its first by
 
 from __future__ import annotations
 
+from loader import errors
 from loader.bzimage_header import BzImageHeader, align_up, read_header
 from loader.descriptions import mebibytes
 from loader.enums import ENTRY_64_OFFSET, U32_MAX, U64_MAX, XLoadFlags
-from loader.errors import (
-    FileChanged,
-    FileUnreadable,
-    InvalidKernelStartAddress,
-    KernelDoesNotFit,
-    MemoryOverflow,
-    ReadBzImageCompressedKernel,
-)
 from loader.result import KernelLoaderResult
 from loader.structs import setup_header
 
@@ -45,7 +38,7 @@ def place(memory: Memory, header: BzImageHeader) -> int:
             return load
     needed = min(max(start + size for start, size in header.reserved(load)) for load in candidates)
     have = max((start + size for start, size in memory.ranges), default=0)
-    raise KernelDoesNotFit(
+    raise errors.KernelDoesNotFit(
         f"the kernel needs RAM up to {needed:#x} to start (init_size {header.init_size:#x} from"
         f" {header.runtime_start(candidates[0]):#x} on), and RAM ends at {have:#x}",
         f"give the machine at least {mebibytes(needed)} of memory",
@@ -77,8 +70,8 @@ def load(
     _check_load_address(memory, file, header, load, highmem_start or 0)
     try:
         file.load_into(memory, load, header.setup_size, header.code_size)
-    except (FileChanged, FileUnreadable) as error:
-        raise ReadBzImageCompressedKernel(error.message, error.hint) from None
+    except (errors.FileChanged, errors.FileUnreadable) as error:
+        raise errors.ReadBzImageCompressedKernel(error.message, error.hint) from None
     fields = setup_header.from_buffer_copy(header.setup_header)
     fields.code32_start = load & U32_MAX
     return KernelLoaderResult(
@@ -99,18 +92,18 @@ def _check_load_address(
     memory: Memory, file: ImageFile, header: BzImageHeader, load: int, lowest: int
 ) -> None:
     if load < lowest:
-        raise InvalidKernelStartAddress(
+        raise errors.InvalidKernelStartAddress(
             f"{file.path}: would be loaded at {load:#x}, below the start of high memory at {lowest:#x}",
             "load it higher, or let high memory start lower",
         )
     end = load + header.code_size
     if end > U64_MAX or not memory.contains(load, header.code_size):
-        raise MemoryOverflow(
+        raise errors.MemoryOverflow(
             f"{file.path}: {header.code_size:#x} bytes at {load:#x} do not lie in RAM",
             f"give the machine at least {mebibytes(end)} of memory",
         )
     if end > U32_MAX + 1 and not header.xloadflags & XLoadFlags.CAN_BE_LOADED_ABOVE_4G:
-        raise MemoryOverflow(
+        raise errors.MemoryOverflow(
             f"{file.path}: would end at {end:#x}, and this kernel must be loaded below 4 GiB"
             f" (xloadflags {header.xloadflags:#x} at 0x236)",
             "load it lower",

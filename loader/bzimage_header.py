@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ctypes import sizeof
 
+from loader import errors
 from loader.enums import (
     CMDLINE_SIZE_OLD,
     DEFAULT_SETUP_SECTS,
@@ -22,13 +23,6 @@ from loader.enums import (
     U64_MAX,
     LoadFlags,
     Protocol,
-)
-from loader.errors import (
-    BzImageTruncated,
-    BzImageUnderflow,
-    FileUnreadable,
-    InvalidBzImage,
-    ReadBzImageHeader,
 )
 from loader.structs import setup_header
 
@@ -125,17 +119,17 @@ def read_header(file: ImageFile) -> BzImageHeader:
     """
     try:
         raw = file.read(SETUP_HEADER_OFFSET, SETUP_HEADER_LIMIT - SETUP_HEADER_OFFSET)
-    except FileUnreadable as error:
-        raise ReadBzImageHeader(error.message) from None
+    except errors.FileUnreadable as error:
+        raise errors.ReadBzImageHeader(error.message) from None
     if SETUP_HEADER_OFFSET + len(raw) < _LOADFLAGS_END:
-        raise ReadBzImageHeader(
+        raise errors.ReadBzImageHeader(
             f"{file.path}: ends at {file.size:#x}, inside the setup header at {SETUP_HEADER_OFFSET:#x}",
             "was it copied completely?",
         )
     header = BzImageHeader(raw[: _header_end(raw) - SETUP_HEADER_OFFSET], file.size)
     _check_magic(file, header)
     if header.code_size < 0:
-        raise BzImageUnderflow(
+        raise errors.BzImageUnderflow(
             f"{file.path}: ends at {file.size:#x}, inside its setup code of {header.setup_size:#x} bytes"
             f" (setup_sects {header.setup_header.setup_sects} at {SETUP_HEADER_OFFSET:#x})",
             "was it copied completely?",
@@ -161,17 +155,17 @@ def _header_end(raw: bytes) -> int:
 def _check_magic(file: ImageFile, header: BzImageHeader) -> None:
     fields = header.setup_header
     if fields.header != HDRS_MAGIC:
-        raise InvalidBzImage(
+        raise errors.InvalidBzImage(
             f'{file.path}: no "HdrS" at 0x202 but {fields.header:#010x}',
             "give a bzImage or another kernel image",
         )
     if header.protocol < Protocol.HIGH_LOAD:
-        raise InvalidBzImage(
+        raise errors.InvalidBzImage(
             f"{file.path}: boot protocol {header.protocol:#x} at 0x206, and bzImage starts with 0x200",
             "build a newer kernel",
         )
     if not header.loadflags & LoadFlags.LOADED_HIGH:
-        raise InvalidBzImage(
+        raise errors.InvalidBzImage(
             f"{file.path}: a zImage, to be loaded low (loadflags {header.loadflags:#04x} at 0x211)",
             "build a bzImage",
         )
@@ -180,22 +174,24 @@ def _check_magic(file: ImageFile, header: BzImageHeader) -> None:
 def _check_sizes(file: ImageFile, header: BzImageHeader) -> None:
     alignment = header.kernel_alignment
     if alignment & (alignment - 1):
-        raise InvalidBzImage(f"{file.path}: kernel_alignment {alignment:#x} at 0x230 is no power of two")
+        raise errors.InvalidBzImage(
+            f"{file.path}: kernel_alignment {alignment:#x} at 0x230 is no power of two"
+        )
     if header.pref_address + header.init_size > U64_MAX:
-        raise InvalidBzImage(
+        raise errors.InvalidBzImage(
             f"{file.path}: pref_address {header.pref_address:#x} at 0x258 plus init_size"
             f" {header.init_size:#x} at 0x260 passes 64 bits"
         )
     announced = header.setup_header.syssize * 16 if header.protocol >= Protocol.SYSSIZE_32_BIT else 0
     if header.code_size < announced or not header.code_size:
-        raise BzImageTruncated(
+        raise errors.BzImageTruncated(
             f"{file.path}: has {header.code_size:#x} bytes of kernel from {header.setup_size:#x} on,"
             f" and its header announces {announced:#x} (syssize at 0x1f4)",
             "was it copied completely?",
         )
     payload_end = header.payload_offset + header.payload_length
     if payload_end > file.size:
-        raise BzImageTruncated(
+        raise errors.BzImageTruncated(
             f"{file.path}: ends at {file.size:#x}, its payload at {payload_end:#x} (payload_length at 0x24c)",
             "was it copied completely?",
         )

@@ -6,16 +6,8 @@ cmdline_size characters; the kernel cuts a longer one without a word, so it is r
 
 from __future__ import annotations
 
+from loader import errors
 from loader.enums import U64_MAX
-from loader.errors import (
-    CommandLineCopy,
-    CommandLineOverflow,
-    InvalidAscii,
-    InvalidCommandLine,
-    NoBootArgsInserted,
-    NullTerminator,
-    TooLarge,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,16 +23,16 @@ def check(text: str, limit: int) -> bytes:
     """
     for position, character in enumerate(text):
         if character == "\0":
-            raise NullTerminator(
+            raise errors.NullTerminator(
                 f"the command line has a NUL at position {position}, which would end it there", "remove it"
             )
         if not " " <= character <= "~":
-            raise InvalidAscii(
+            raise errors.InvalidAscii(
                 f"the command line has {character!a} at position {position}, which is not printable ASCII",
                 "use spaces between parameters, on one line",
             )
     if len(text) > limit:
-        raise TooLarge(
+        raise errors.TooLarge(
             f"the command line has {len(text)} characters, and this kernel keeps {limit}",
             f"shorten it by {len(text) - limit}",
         )
@@ -61,8 +53,8 @@ def load_cmdline(memory: Memory, addr: int, text: str | bytes | Cmdline) -> int:
         last = max((start + size for start, size in memory.ranges), default=0) - 1
         where = f"the command line of {len(data)} bytes, NUL included, at {addr:#x}"
         if end - 1 > min(last, U64_MAX):
-            raise CommandLineOverflow(f"{where} ends past the last address {last:#x}")
-        raise CommandLineCopy(f"{where} does not lie in RAM")
+            raise errors.CommandLineOverflow(f"{where} ends past the last address {last:#x}")
+        raise errors.CommandLineCopy(f"{where} does not lie in RAM")
     memory.write(addr, data)
     return end
 
@@ -74,5 +66,5 @@ def _encoded(text: str | bytes | Cmdline) -> bytes:
         return text.encode("ascii")
     try:
         return text.as_cstring()
-    except NoBootArgsInserted as error:
-        raise InvalidCommandLine(error.message, error.hint) from None
+    except errors.NoBootArgsInserted as error:
+        raise errors.InvalidCommandLine(error.message, error.hint) from None

@@ -6,21 +6,8 @@ drivers/virtio/virtio_mmio.c for ``virtio_mmio.device``.  What follows `` -- `` 
 
 from __future__ import annotations
 
+from loader import errors
 from loader.enums import U64_MAX
-from loader.errors import (
-    HasEquals,
-    HasSpace,
-    InvalidAscii,
-    InvalidCapacity,
-    InvalidQuote,
-    MissingVal,
-    MmioInterrupt,
-    MmioSize,
-    NoBootArgsInserted,
-    NoQuoteSpace,
-    NullTerminator,
-    TooLarge,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +37,7 @@ class Cmdline:
     def __init__(self, capacity: int) -> None:
         """An empty one.  Raises InvalidCapacity for a capacity without room for the NUL."""
         if capacity < 1:
-            raise InvalidCapacity(f"a command line of {capacity} bytes has no room for its NUL")
+            raise errors.InvalidCapacity(f"a command line of {capacity} bytes has no room for its NUL")
         self.capacity = capacity
         self.boot_args = ""
         self.init_args = ""
@@ -71,12 +58,14 @@ class Cmdline:
         """
         line = cls(capacity)
         if "\0" in text:
-            raise NullTerminator(f"the command line has a NUL at position {text.index(chr(0))}", "remove it")
+            raise errors.NullTerminator(
+                f"the command line has a NUL at position {text.index(chr(0))}", "remove it"
+            )
         boot, init = _divided(_text(text))
         try:
             line._set(boot, init)
-        except TooLarge as error:
-            raise InvalidCapacity(error.message, error.hint) from None
+        except errors.TooLarge as error:
+            raise errors.InvalidCapacity(error.message, error.hint) from None
         return line
 
     def insert(self, key: str, value: str) -> None:
@@ -92,7 +81,7 @@ class Cmdline:
         _check_key(key)
         values = list(values)
         if not values:
-            raise MissingVal(f"no value for {key!a}", "insert_str takes parameters without one")
+            raise errors.MissingVal(f"no value for {key!a}", "insert_str takes parameters without one")
         for value in values:
             _check_value(key, value)
         self._add_boot_args(f"{key}={','.join(values)}")
@@ -112,11 +101,13 @@ class Cmdline:
         refuses, and the crate does not) and TooLarge.
         """
         if size < 1:
-            raise MmioSize(f"a virtio-mmio device of size {size} at {baseaddr:#x}", "give it 0x200 bytes")
+            raise errors.MmioSize(
+                f"a virtio-mmio device of size {size} at {baseaddr:#x}", "give it 0x200 bytes"
+            )
         if baseaddr < 0 or baseaddr + size - 1 > U64_MAX:
-            raise MmioSize(f"a virtio-mmio device of {size:#x} bytes at {baseaddr:#x} passes 64 bits")
+            raise errors.MmioSize(f"a virtio-mmio device of {size:#x} bytes at {baseaddr:#x} passes 64 bits")
         if irq < 1:
-            raise MmioInterrupt(
+            raise errors.MmioInterrupt(
                 f"a virtio-mmio device with interrupt {irq} at {baseaddr:#x}", "use 1 or more"
             )
         value = f"{_with_suffix(size)}@{baseaddr:#x}:{irq}"
@@ -125,7 +116,7 @@ class Cmdline:
     def as_cstring(self) -> bytes:
         """The text, without its NUL.  Raises NoBootArgsInserted if there are only arguments for init."""
         if self.init_args and not self.boot_args:
-            raise NoBootArgsInserted(
+            raise errors.NoBootArgsInserted(
                 f"the command line has arguments for init ({self.init_args!a}) and none for the kernel",
                 "insert one for the kernel",
             )
@@ -152,7 +143,7 @@ class Cmdline:
     def _set(self, boot: str, init: str) -> None:
         size = len(boot) + (len(_INIT_SEPARATOR) + len(init) if init else 0) + 1
         if size > self.capacity:
-            raise TooLarge(
+            raise errors.TooLarge(
                 f"the command line would have {size} bytes, NUL included, and its capacity is {self.capacity}",
                 f"shorten it by {size - self.capacity}",
             )
@@ -192,14 +183,14 @@ def _text(text: str) -> str:
 def _check_ascii(text: str) -> None:
     for position, character in enumerate(text):
         if not " " <= character <= "~":
-            raise InvalidAscii(
+            raise errors.InvalidAscii(
                 f"{text!a} has {character!a} at position {position}, which is not printable ASCII"
             )
 
 
 def _check_balance(text: str) -> None:
     if text.count('"') % 2:
-        raise InvalidQuote(
+        raise errors.InvalidQuote(
             f"{text!a} has a quote without another to end it (at position {text.rindex(chr(34))}),"
             " so the kernel would take all that follows for part of it",
             "close it or leave it out",
@@ -209,21 +200,23 @@ def _check_balance(text: str) -> None:
 def _check_key(key: str) -> None:
     _check_ascii(key)
     if " " in key:
-        raise HasSpace(f"the key {key!a} has a space at position {key.index(' ')}", "remove it")
+        raise errors.HasSpace(f"the key {key!a} has a space at position {key.index(' ')}", "remove it")
     if "=" in key:
-        raise HasEquals(f"the key {key!a} has an equals sign at position {key.index('=')}", "remove it")
+        raise errors.HasEquals(
+            f"the key {key!a} has an equals sign at position {key.index('=')}", "remove it"
+        )
     _check_balance(key)
 
 
 def _check_value(key: str, value: str) -> None:
     _check_ascii(value)
     if '"' in value[1:-1]:
-        raise InvalidQuote(
+        raise errors.InvalidQuote(
             f"the value {value!a} of {key!a} has a quote inside it, at position {value.index(chr(34), 1)}",
             "quotes may stand around a value only",
         )
     if " " in value and not (len(value) > 1 and value[0] == value[-1] == '"'):
-        raise NoQuoteSpace(
+        raise errors.NoQuoteSpace(
             f"the value {value!a} of {key!a} has a space at position {value.index(' ')}", "put it in quotes"
         )
     _check_balance(value)

@@ -6,17 +6,8 @@ booting.rst, "Setup the device tree": 8-byte aligned, at most 2 MiB.
 
 from __future__ import annotations
 
+from loader import errors
 from loader.enums import DTB_ALIGNMENT, DTB_SIZE_MAX, FDT_HEADER_SIZE, FDT_MAGIC
-from loader.errors import (
-    DtbOutsideRam,
-    DtbTooBig,
-    FileChanged,
-    FileUnreadable,
-    InvalidDtbMagic,
-    InvalidDtbSize,
-    MisalignedDtb,
-    ReadDtbImage,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,20 +21,20 @@ def check(head: bytes, size: int, addr: int, name: str = "the device tree") -> N
     Raises DtbTooBig, InvalidDtbMagic, InvalidDtbSize, MisalignedDtb.  (The crate checks its size alone.)
     """
     if size > DTB_SIZE_MAX:
-        raise DtbTooBig(f"{name}: has {size:#x} bytes, and a kernel maps {DTB_SIZE_MAX:#x}")
+        raise errors.DtbTooBig(f"{name}: has {size:#x} bytes, and a kernel maps {DTB_SIZE_MAX:#x}")
     if head[:4] != FDT_MAGIC:
-        raise InvalidDtbMagic(
+        raise errors.InvalidDtbMagic(
             f"{name}: starts with {head[:4].hex(' ') or 'nothing'}, not d0 0d fe ed",
             "give a compiled device tree (dtc -O dtb)",
         )
     total = int.from_bytes(head[4:8], "big")
     if not FDT_HEADER_SIZE <= total <= size:
-        raise InvalidDtbSize(
+        raise errors.InvalidDtbSize(
             f"{name}: its totalsize is {total:#x} (at 0x4), and it has {size:#x} bytes",
             "was it copied completely?",
         )
     if addr % DTB_ALIGNMENT:
-        raise MisalignedDtb(
+        raise errors.MisalignedDtb(
             f"{name}: would be placed at {addr:#x}, off an 8-byte boundary", "use a multiple of 8"
         )
 
@@ -59,16 +50,16 @@ def load_dtb(memory: Memory, addr: int, source: ImageFile | bytes) -> int:
         name, size = source.path, source.size
         try:
             head = source.read(0, 8)
-        except FileUnreadable as error:
-            raise ReadDtbImage(error.message, error.hint) from None
+        except errors.FileUnreadable as error:
+            raise errors.ReadDtbImage(error.message, error.hint) from None
     check(head, size, addr, name)
     if not memory.contains(addr, size):
-        raise DtbOutsideRam(f"{name}: {size:#x} bytes at {addr:#x} do not lie in RAM")
+        raise errors.DtbOutsideRam(f"{name}: {size:#x} bytes at {addr:#x} do not lie in RAM")
     if isinstance(source, bytes):
         memory.write(addr, source)
         return addr + size
     try:
         source.read_into(memory.slice(addr, size), 0)
-    except (FileChanged, FileUnreadable) as error:
-        raise ReadDtbImage(error.message, error.hint) from None
+    except (errors.FileChanged, errors.FileUnreadable) as error:
+        raise errors.ReadDtbImage(error.message, error.hint) from None
     return addr + size

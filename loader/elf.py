@@ -7,20 +7,10 @@ is checked before the first byte is written; the checks of the headers stand in 
 
 from __future__ import annotations
 
+from loader import errors
 from loader.descriptions import mebibytes
 from loader.elf_headers import ElfImage, Segment, read_image
 from loader.enums import CMDLINE_SIZE_X86, INITRD_ADDR_MAX_64, KERNEL_ALIGNMENT, U64_MAX
-from loader.errors import (
-    ElfOverflow,
-    ElfReadKernelImage,
-    FileChanged,
-    FileUnreadable,
-    InvalidEntryAddress,
-    InvalidProgramHeaderAddress,
-    MemoryOverflow,
-    MisalignedKernel,
-    SegmentOutsideRam,
-)
 from loader.result import (
     PVH_ENTRY_IGNORED,
     PVH_ENTRY_NOT_PRESENT,
@@ -97,33 +87,35 @@ def _check_placement(memory: Memory, file: ImageFile, image: ElfImage, offset: i
     """All that depends on where the image goes, for every segment, before anything is written."""
     entry = image.entry + offset
     if entry > U64_MAX:
-        raise ElfOverflow(f"{file.path}: entry point {image.entry:#x} plus offset {offset:#x} passes 64 bits")
+        raise errors.ElfOverflow(
+            f"{file.path}: entry point {image.entry:#x} plus offset {offset:#x} passes 64 bits"
+        )
     if entry < lowest:
-        raise InvalidEntryAddress(
+        raise errors.InvalidEntryAddress(
             f"{file.path}: entry point {entry:#x} lies below the start of high memory at {lowest:#x}"
         )
     for segment in image.segments:
         where = f"{file.path}: the segment at {segment.offset:#x}, for {segment.paddr:#x}"
         start, end = segment.paddr + offset, segment.end + offset
         if start > U64_MAX:
-            raise InvalidProgramHeaderAddress(f"{where} plus offset {offset:#x}, passes 64 bits")
+            raise errors.InvalidProgramHeaderAddress(f"{where} plus offset {offset:#x}, passes 64 bits")
         if end - 1 > U64_MAX:
-            raise MemoryOverflow(
+            raise errors.MemoryOverflow(
                 f"{where} plus offset {offset:#x}, ends past 64 bits with its {segment.memory_size:#x} bytes"
             )
         if start < lowest:
-            raise InvalidProgramHeaderAddress(
+            raise errors.InvalidProgramHeaderAddress(
                 f"{where}, goes to {start:#x}, below the start of high memory at {lowest:#x}"
             )
         if not memory.contains(start, segment.memory_size):
-            raise SegmentOutsideRam(
+            raise errors.SegmentOutsideRam(
                 f"{where}, needs {start:#x}..{end:#x}, and that is not all RAM",
                 f"give the machine at least {mebibytes(image.segments[-1].end + offset)} of memory",
             )
     base = image.base + offset
     alignment = _LINUX_ALIGNMENT.get(image.machine, 1)
     if image.is_linux and base % alignment:
-        raise MisalignedKernel(
+        raise errors.MisalignedKernel(
             f"{file.path}: would start at {base:#x}, and off a {alignment:#x} boundary Linux hangs",
             f"use an offset that is a multiple of {alignment:#x}",
         )
@@ -136,8 +128,8 @@ def _load_segment(
     if segment.file_size:
         try:
             file.load_into(memory, start, segment.offset, segment.file_size)
-        except (FileChanged, FileUnreadable) as error:
-            raise ElfReadKernelImage(error.message, error.hint) from None
+        except (errors.FileChanged, errors.FileUnreadable) as error:
+            raise errors.ElfReadKernelImage(error.message, error.hint) from None
     if not memory_is_zero:
         _zero(memory, start + segment.file_size, segment.memory_size - segment.file_size)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from itertools import pairwise
 
+from loader import errors
 from loader.descriptions import ELF_TYPES
 from loader.detect import elf_machine
 from loader.elf_notes import NoteSummary, summarise
@@ -21,24 +22,6 @@ from loader.enums import (
     PT_INTERP,
     PT_LOAD,
     PT_NOTE,
-)
-from loader.errors import (
-    BigEndianElfOnLittle,
-    ElfReadKernelImage,
-    ElfUserProgram,
-    FileUnreadable,
-    InvalidElfClass,
-    InvalidElfMachine,
-    InvalidElfMagicNumber,
-    InvalidElfType,
-    InvalidProgramHeaderOffset,
-    InvalidProgramHeaderSize,
-    InvalidSegmentSize,
-    ReadElfHeader,
-    ReadProgramHeader,
-    SeekKernelStart,
-    SeekProgramHeader,
-    SegmentsOverlap,
 )
 
 TYPE_CHECKING = False
@@ -124,14 +107,14 @@ def read_image(file: ImageFile, machine: str = "x86_64") -> ElfImage:
             note_segments.append((offset, file_size))
         interpreter |= kind == PT_INTERP
     if not loads:
-        raise ReadProgramHeader(
+        raise errors.ReadProgramHeader(
             f"{file.path}: none of the {phnum} program headers at {phoff:#x} is of a segment to load"
         )
     loads.sort(key=_paddr)
     _check_overlap(file, loads)
     notes = summarise(file, note_segments)
     if notes.pvh_entry is None and (interpreter or notes.user_program):
-        raise ElfUserProgram(
+        raise errors.ElfUserProgram(
             f"{file.path}: a program for userspace, not a kernel", "give a vmlinux or a bzImage"
         )
     is_linux = notes.linux or _linked_as_linux(loads[0], notes, interpreter)
@@ -154,10 +137,10 @@ def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int, int]
     """The ELF header's machine name, e_entry, e_phoff and e_phnum, all checked, and the section headers' end."""
     try:
         data = file.read(0, _EHDR.size)
-    except FileUnreadable as error:
-        raise ReadElfHeader(error.message) from None
+    except errors.FileUnreadable as error:
+        raise errors.ReadElfHeader(error.message) from None
     if len(data) < _EHDR.size:
-        raise ReadElfHeader(
+        raise errors.ReadElfHeader(
             f"{file.path}: ends at {file.size:#x}, inside the ELF header of {_EHDR.size} bytes",
             "was it copied completely?",
         )
@@ -165,33 +148,37 @@ def _read_header(file: ImageFile, wanted: str) -> tuple[str, int, int, int, int]
         data
     )
     if ident[:4] != ELF_MAGIC:
-        raise InvalidElfMagicNumber(
+        raise errors.InvalidElfMagicNumber(
             f"{file.path}: starts with {ident[:4].hex(' ')}, not 7f 45 4c 46", "give an ELF file"
         )
     if ident[5] != ELFDATA2LSB:
-        raise BigEndianElfOnLittle(
+        raise errors.BigEndianElfOnLittle(
             f"{file.path}: not little-endian (EI_DATA {ident[5]} at 0x5)", _other_kernel(wanted)
         )
     if ident[4] != ELFCLASS64:
-        raise InvalidElfClass(
+        raise errors.InvalidElfClass(
             f"{file.path}: not a 64-bit ELF file (EI_CLASS {ident[4]} at 0x4)", _other_kernel(wanted)
         )
     machine = elf_machine(number, 64)
     if machine != wanted:
-        raise InvalidElfMachine(
+        raise errors.InvalidElfMachine(
             f"{file.path}: for {machine} (e_machine {number} at 0x12), and the machine is {wanted}",
             _other_kernel(wanted),
         )
     if kind not in (ET_EXEC, ET_DYN):
         words = ELF_TYPES.get(kind, "ELF file")
-        raise InvalidElfType(
+        raise errors.InvalidElfType(
             f"{file.path}: {words}, nothing to load (e_type {kind} at 0x10)",
             "give a linked vmlinux or a bzImage",
         )
     if phentsize != _PHDR.size:
-        raise InvalidProgramHeaderSize(f"{file.path}: e_phentsize {phentsize} at 0x36, not {_PHDR.size}")
+        raise errors.InvalidProgramHeaderSize(
+            f"{file.path}: e_phentsize {phentsize} at 0x36, not {_PHDR.size}"
+        )
     if phoff < _EHDR.size:
-        raise InvalidProgramHeaderOffset(f"{file.path}: e_phoff {phoff:#x} at 0x20, inside the ELF header")
+        raise errors.InvalidProgramHeaderOffset(
+            f"{file.path}: e_phoff {phoff:#x} at 0x20, inside the ELF header"
+        )
     return machine, entry, phoff, phnum, shoff + shentsize * shnum
 
 
@@ -202,13 +189,13 @@ def _other_kernel(machine: str) -> str:
 def _read_program_headers(file: ImageFile, phoff: int, phnum: int) -> bytes:
     size = phnum * _PHDR.size
     if phoff > FILE_OFFSET_MAX - size:
-        raise SeekProgramHeader(f"{file.path}: e_phoff {phoff:#x} at 0x20 is no place in a file")
+        raise errors.SeekProgramHeader(f"{file.path}: e_phoff {phoff:#x} at 0x20 is no place in a file")
     try:
         data = file.read(phoff, size)
-    except FileUnreadable as error:
-        raise ReadProgramHeader(error.message) from None
+    except errors.FileUnreadable as error:
+        raise errors.ReadProgramHeader(error.message) from None
     if len(data) < size:
-        raise ReadProgramHeader(
+        raise errors.ReadProgramHeader(
             f"{file.path}: ends at {file.size:#x}, before the {phnum} program headers at {phoff:#x} do",
             "was it copied completely?",
         )
@@ -219,14 +206,14 @@ def _check_segment(file: ImageFile, segment: Segment) -> None:
     """Checks of a segment for itself, in the crate's order, and memsz >= filesz."""
     offset, end = segment.offset, segment.offset + segment.file_size
     if offset > FILE_OFFSET_MAX:
-        raise SeekKernelStart(f"{file.path}: segment offset {offset:#x} is no place in a file")
+        raise errors.SeekKernelStart(f"{file.path}: segment offset {offset:#x} is no place in a file")
     if segment.memory_size < segment.file_size:
-        raise InvalidSegmentSize(
+        raise errors.InvalidSegmentSize(
             f"{file.path}: the segment at {offset:#x} has {segment.file_size:#x} bytes in the file and only"
             f" {segment.memory_size:#x} in memory"
         )
     if segment.file_size and end > file.size:
-        raise ElfReadKernelImage(
+        raise errors.ElfReadKernelImage(
             f"{file.path}: ends at {file.size:#x}, before its segment from {offset:#x} to {end:#x} does",
             "was it copied completely?",
         )
@@ -235,7 +222,7 @@ def _check_segment(file: ImageFile, segment: Segment) -> None:
 def _check_overlap(file: ImageFile, segments: list[Segment]) -> None:
     for lower, upper in pairwise(segments):
         if lower.end > upper.paddr:
-            raise SegmentsOverlap(
+            raise errors.SegmentsOverlap(
                 f"{file.path}: the segments at {lower.offset:#x} and {upper.offset:#x} overlap in memory:"
                 f" {lower.paddr:#x}..{lower.end:#x} and {upper.paddr:#x}..{upper.end:#x}"
             )

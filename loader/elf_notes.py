@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 
+from loader import errors
 from loader.enums import (
     FILE_OFFSET_MAX,
     KERNEL_ALIGNMENT,
@@ -17,14 +18,6 @@ from loader.enums import (
     XEN_ELFNOTE_GUEST_OS,
     XEN_ELFNOTE_PHYS32_ENTRY,
     XEN_ELFNOTE_PHYS32_RELOC,
-)
-from loader.errors import (
-    ElfOverflow,
-    FileUnreadable,
-    InvalidPvhNote,
-    ReadNoteHeader,
-    SeekNoteHeader,
-    TooManyNotes,
 )
 
 TYPE_CHECKING = False
@@ -83,7 +76,7 @@ def summarise(file: ImageFile, segments: list[tuple[int, int]]) -> NoteSummary:
         for note in notes(file, offset, size):
             count += 1
             if count > _MAX_NOTES:
-                raise TooManyNotes(f"{file.path}: more than {_MAX_NOTES} notes, at {note.offset:#x}")
+                raise errors.TooManyNotes(f"{file.path}: more than {_MAX_NOTES} notes, at {note.offset:#x}")
             _take(summary, note, file)
     return summary
 
@@ -91,7 +84,7 @@ def summarise(file: ImageFile, segments: list[tuple[int, int]]) -> NoteSummary:
 def _take(summary: NoteSummary, note: Note, file: ImageFile) -> None:
     if note.name == b"Xen" and note.type == XEN_ELFNOTE_PHYS32_ENTRY:
         if len(note.desc) < 4:
-            raise InvalidPvhNote(
+            raise errors.InvalidPvhNote(
                 f"{file.path}: the PVH note at {note.offset:#x} has {len(note.desc)} bytes, not 4 or more"
             )
         if summary.pvh_entry is None:
@@ -112,7 +105,7 @@ def _relocation_limits(note: Note, file: ImageFile) -> tuple[int, int, int]:
     given = struct.unpack(f"<{min(len(note.desc) // 4, 3)}I", note.desc[: len(note.desc) // 4 * 4][:12])
     alignment, lowest, highest = given + (KERNEL_ALIGNMENT, 0, U32_MAX)[len(given) :]
     if alignment == 0 or alignment & (alignment - 1):
-        raise InvalidPvhNote(
+        raise errors.InvalidPvhNote(
             f"{file.path}: the PHYS32_RELOC note at {note.offset:#x} asks for an alignment of {alignment:#x}"
         )
     return alignment, lowest, highest
@@ -121,13 +114,13 @@ def _relocation_limits(note: Note, file: ImageFile) -> tuple[int, int, int]:
 def notes(file: ImageFile, offset: int, size: int) -> Iterator[Note]:
     """The notes of one segment, in order.  Raises SeekNoteHeader, ReadNoteHeader and ElfOverflow."""
     if offset > FILE_OFFSET_MAX:
-        raise SeekNoteHeader(f"{file.path}: note segment offset {offset:#x} is no place in a file")
+        raise errors.SeekNoteHeader(f"{file.path}: note segment offset {offset:#x} is no place in a file")
     try:
         data = file.read(offset, min(size, _MAX_SEGMENT))
-    except FileUnreadable as error:
-        raise ReadNoteHeader(error.message) from None
+    except errors.FileUnreadable as error:
+        raise errors.ReadNoteHeader(error.message) from None
     if len(data) < min(size, _MAX_SEGMENT):
-        raise ReadNoteHeader(
+        raise errors.ReadNoteHeader(
             f"{file.path}: ends at {file.size:#x}, inside the notes of {size:#x} bytes at {offset:#x}",
             "was it copied completely?",
         )
@@ -135,17 +128,19 @@ def notes(file: ImageFile, offset: int, size: int) -> Iterator[Note]:
     while position < len(data):
         start = offset + position
         if len(data) - position < _HEADER.size:
-            raise ReadNoteHeader(f"{file.path}: the note at {start:#x} runs past the end of its segment")
+            raise errors.ReadNoteHeader(
+                f"{file.path}: the note at {start:#x} runs past the end of its segment"
+            )
         namesz, descsz, kind = _HEADER.unpack_from(data, position)
         if max(namesz, descsz) > U32_MAX - 3:
-            raise ElfOverflow(
+            raise errors.ElfOverflow(
                 f"{file.path}: the note at {start:#x} has sizes {namesz:#x} and {descsz:#x}, which pass"
                 " 32 bits when aligned"
             )
         name = position + _HEADER.size
         desc = name + _padded(namesz)
         if desc + descsz > len(data):
-            raise ReadNoteHeader(
+            raise errors.ReadNoteHeader(
                 f"{file.path}: the note at {start:#x}, of {namesz:#x} and {descsz:#x} bytes, runs past the"
                 " end of its segment"
             )

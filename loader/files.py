@@ -9,15 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from loader.errors import (
-    FileChanged,
-    FileEmpty,
-    FileIsDirectory,
-    FileMissing,
-    FileNotRegular,
-    FilePermission,
-    FileUnreadable,
-)
+from loader import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,14 +123,14 @@ class ImageFile:
             raise self._changed(now)
         return first, last
 
-    def _changed(self, end: int) -> FileChanged:
-        return FileChanged(
+    def _changed(self, end: int) -> errors.FileChanged:
+        return errors.FileChanged(
             f"{self.path}: ends at {end:#x}, and had {self.size:#x} bytes when it was opened",
             "do not write to the file while it is being loaded",
         )
 
-    def _unreadable(self, offset: int, error: OSError) -> FileUnreadable:
-        return FileUnreadable(
+    def _unreadable(self, offset: int, error: OSError) -> errors.FileUnreadable:
+        return errors.FileUnreadable(
             f"{self.path}: reading at {offset:#x}: {error.strerror}", "is the disk in order?"
         )
 
@@ -161,19 +153,19 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
         if stat.S_ISREG(mode):
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise FileMissing(f"{name}: no such file", "check the path") from None
+        raise errors.FileMissing(f"{name}: no such file", "check the path") from None
     except PermissionError:
-        raise FilePermission(
+        raise errors.FilePermission(
             f"{name}: no permission to read it",
             "make a readable copy, or run as a user who may read it",
         ) from None
     except ValueError:
-        raise FileMissing(f"{name}: no file can have this name", "check the path") from None
+        raise errors.FileMissing(f"{name}: no file can have this name", "check the path") from None
     except OSError as error:
-        raise FileUnreadable(f"{name}: {error.strerror}", "check the path") from None
+        raise errors.FileUnreadable(f"{name}: {error.strerror}", "check the path") from None
     if stat.S_ISDIR(mode):
-        raise FileIsDirectory(f"{name}: a directory, not a file", "give the file inside it")
-    raise FileNotRegular(
+        raise errors.FileIsDirectory(f"{name}: a directory, not a file", "give the file inside it")
+    raise errors.FileNotRegular(
         f"{name}: {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}, and the loader reads at offsets",
         "copy its content to a regular file first",
     )
@@ -187,5 +179,5 @@ def open_file(path: str | bytes | os.PathLike[str]) -> ImageFile:
     file = ImageFile(open_regular(path), printable(path))
     if not file.size:
         file.close()
-        raise FileEmpty(f"{file.path}: the file is empty", "was it made or copied completely?")
+        raise errors.FileEmpty(f"{file.path}: the file is empty", "was it made or copied completely?")
     return file

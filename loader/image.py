@@ -7,6 +7,7 @@ above a base on a 2 MiB boundary, and uses ``image_size`` bytes from there: its 
 
 from __future__ import annotations
 
+from loader import errors
 from loader.descriptions import mebibytes
 from loader.enums import (
     ARM64_IMAGE_MAGIC,
@@ -17,19 +18,6 @@ from loader.enums import (
     IMAGE_BASE_ALIGNMENT,
     RISCV64_IMAGE_MAGIC2,
     U64_MAX,
-)
-from loader.errors import (
-    FileChanged,
-    FileUnreadable,
-    ImageOutsideRam,
-    InvalidBaseAddrAlignment,
-    InvalidImage,
-    InvalidImageMagicNumber,
-    InvalidKernelStartAddress,
-    KernelDoesNotFit,
-    MemoryOverflow,
-    PeReadKernelImage,
-    ReadImageHeader,
 )
 from loader.result import KernelLoaderResult
 from loader.structs import arm64_image_header, riscv64_image_header
@@ -73,10 +61,10 @@ def read_header(file: ImageFile, machine: str | None = None) -> ImageHeader:
     """
     try:
         data = file.read(0, _HEADER_SIZE)
-    except FileUnreadable as error:
-        raise ReadImageHeader(error.message, error.hint) from None
+    except errors.FileUnreadable as error:
+        raise errors.ReadImageHeader(error.message, error.hint) from None
     if len(data) < _HEADER_SIZE:
-        raise ReadImageHeader(
+        raise errors.ReadImageHeader(
             f"{file.path}: ends at {file.size:#x}, inside the Image header of {_HEADER_SIZE} bytes",
             "was it copied completely?",
         )
@@ -84,7 +72,7 @@ def read_header(file: ImageFile, machine: str | None = None) -> ImageHeader:
     found = _MACHINES.get(magic)
     if found is None or machine not in (None, found):
         wanted = machine or "aarch64 or riscv64"
-        raise InvalidImageMagicNumber(
+        raise errors.InvalidImageMagicNumber(
             f"{file.path}: magic number {magic:#010x} at {_MAGIC_OFFSET:#x}, and not that of an Image for"
             f" {wanted}",
             f"give an Image built for {wanted}",
@@ -101,7 +89,7 @@ def place(memory: Memory, header: ImageHeader) -> int:
         base = (start + IMAGE_BASE_ALIGNMENT - 1) & -IMAGE_BASE_ALIGNMENT
         if memory.contains(base + header.text_offset, header.memory_size):
             return base
-    raise KernelDoesNotFit(
+    raise errors.KernelDoesNotFit(
         f"the kernel needs {header.memory_size:#x} bytes of RAM in one piece, {header.text_offset:#x} above a"
         f" {IMAGE_BASE_ALIGNMENT:#x} boundary (image_size {header.fields.image_size:#x} at 0x10)",
         f"give the machine at least {mebibytes(header.text_offset + header.memory_size)} of memory",
@@ -132,8 +120,8 @@ def load(
     start = _check_placement(memory, file, header, base, highmem_start or 0)
     try:
         file.read_into(memory.slice(start, file.size), 0)
-    except (FileChanged, FileUnreadable) as error:
-        raise PeReadKernelImage(error.message, error.hint) from None
+    except (errors.FileChanged, errors.FileUnreadable) as error:
+        raise errors.PeReadKernelImage(error.message, error.hint) from None
     arm = header.machine == "aarch64"
     return KernelLoaderResult(
         start,
@@ -151,29 +139,29 @@ def load(
 def _check_placement(memory: Memory, file: ImageFile, header: ImageHeader, base: int, lowest: int) -> int:
     """Where the image goes, once it may go there."""
     if base % IMAGE_BASE_ALIGNMENT:
-        raise InvalidBaseAddrAlignment(
+        raise errors.InvalidBaseAddrAlignment(
             f"{file.path}: base address {base:#x} is off a {IMAGE_BASE_ALIGNMENT:#x} boundary",
             f"use a multiple of {IMAGE_BASE_ALIGNMENT:#x}",
         )
     start = base + header.text_offset
     if not 0 <= base <= start <= U64_MAX:
-        raise InvalidImage(
+        raise errors.InvalidImage(
             f"{file.path}: base address {base:#x} plus text_offset {header.text_offset:#x} (at 0x8) is no"
             " address of 64 bits"
         )
     if start < lowest:
-        raise InvalidKernelStartAddress(
+        raise errors.InvalidKernelStartAddress(
             f"{file.path}: would be loaded at {start:#x}, below the start of high memory at {lowest:#x}",
             "load it higher, or let high memory start lower",
         )
     end = start + header.memory_size
     if end - 1 > U64_MAX:
-        raise MemoryOverflow(
+        raise errors.MemoryOverflow(
             f"{file.path}: {header.memory_size:#x} bytes at {start:#x} (image_size"
             f" {header.fields.image_size:#x} at 0x10) end past 64 bits"
         )
     if not memory.contains(start, header.memory_size):
-        raise ImageOutsideRam(
+        raise errors.ImageOutsideRam(
             f"{file.path}: needs {start:#x}..{end:#x} (image_size {header.fields.image_size:#x} at 0x10), and"
             " that is not all RAM",
             "give the machine more memory, or load it elsewhere",

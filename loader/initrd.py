@@ -7,9 +7,9 @@ room where the image unpacks itself (see ``reserved`` of the loaders' result).
 
 from __future__ import annotations
 
+from loader import errors
 from loader.descriptions import mebibytes
 from loader.enums import PAGE_SIZE
-from loader.errors import InitrdDoesNotFit, InitrdOutsideRam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def place(
         f"an initrd of {mebibytes(size)} ({size} bytes) finds no room up to {limit:#x} beside the kernel"
     )
     if needed > limit + 1:
-        raise InitrdDoesNotFit(message, "this kernel cannot take so large an initrd: use a smaller one")
-    raise InitrdDoesNotFit(message, f"give the machine at least {mebibytes(needed)} of memory")
+        raise errors.InitrdDoesNotFit(
+            message, "this kernel cannot take so large an initrd: use a smaller one"
+        )
+    raise errors.InitrdDoesNotFit(message, f"give the machine at least {mebibytes(needed)} of memory")
 
 
 def _highest(start: int, end: int, size: int, taken: list[tuple[int, int]]) -> int | None:
@@ -69,7 +71,7 @@ def load(memory: Memory, source: ImageFile | bytes, address: int) -> int:
     size = len(source) if isinstance(source, bytes) else source.size
     if not memory.contains(address, size):
         name = "the initrd" if isinstance(source, bytes) else source.path
-        raise InitrdOutsideRam(f"{name}: {size:#x} bytes at {address:#x} do not lie in RAM")
+        raise errors.InitrdOutsideRam(f"{name}: {size:#x} bytes at {address:#x} do not lie in RAM")
     if isinstance(source, bytes):
         memory.write(address, source)
     else:

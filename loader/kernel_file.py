@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from loader import errors
 from loader.detect import HEAD_SIZE, KERNEL_FORMATS, Format, Identity, identify
-from loader.errors import FileIsDirectory, NotAKernel, WrongMachine
 from loader.files import ImageFile, open_file, open_regular, printable
 
 TYPE_CHECKING = False
@@ -39,11 +39,11 @@ def open_kernel(path: str | bytes | os.PathLike[str], machine: str | None = None
     try:
         identity = identify(file.read(0, HEAD_SIZE))
         if identity.format not in KERNEL_FORMATS:
-            raise NotAKernel(
+            raise errors.NotAKernel(
                 f"{file.path}: {identity.description}, not a kernel that can be loaded", identity.hint
             )
         if machine is not None and identity.machine not in _COMPATIBLE.get(machine, (machine,)):
-            raise WrongMachine(
+            raise errors.WrongMachine(
                 f"{file.path}: {identity.description}, and the machine is {machine}",
                 f"give a kernel built for {machine}",
             )
@@ -60,7 +60,7 @@ def identify_path(path: str | bytes | os.PathLike[str]) -> Identity:
     """
     try:
         fd = open_regular(path)
-    except FileIsDirectory as error:
+    except errors.FileIsDirectory as error:
         return Identity(Format.DIRECTORY, "a directory", hint=error.hint)
     with ImageFile(fd, printable(path)) as file:
         return identify(file.read(0, HEAD_SIZE))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 
+from loader import errors
 from loader.decompress import Sink, Source, by_magic, decompressor
 from loader.detect import COMPRESSION_MAGICS, HEAD_SIZE, KERNEL_FORMATS, Format, Identity, identify
-from loader.errors import NotAKernel, WrongMachine
 from loader.files import ImageFile
 from loader.kernel_file import KernelFile
 from loader.payload_errors import (
@@ -174,9 +174,11 @@ def identify_kernel(fd: int, path: str, machine: str | None = None) -> Identity:
     """
     identity = identify(os.pread(fd, HEAD_SIZE, 0))
     if identity.format not in KERNEL_FORMATS:
-        raise NotAKernel(f"{path}: {identity.description}, not a kernel that can be loaded", identity.hint)
+        raise errors.NotAKernel(
+            f"{path}: {identity.description}, not a kernel that can be loaded", identity.hint
+        )
     if machine is not None and identity.machine != machine:
-        raise WrongMachine(
+        raise errors.WrongMachine(
             f"{path}: {identity.description}, and the machine is {machine}",
             f"give a kernel built for {machine}",
         )

@@ -6,8 +6,7 @@ Linux Documentation/arch/arm64/booting.rst and arch/riscv/boot.rst; the checks o
 
 from __future__ import annotations
 
-from loader import dtb
-from loader.errors import FDTPastRamEnd, WriteFDTToMemory
+from loader import dtb, errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +26,6 @@ def write_bootparams(memory: Memory, params: BootParams) -> None:
         where = f"the device tree at {addr:#x}..{addr + size:#x}"
         end = max((start + length for start, length in memory.ranges), default=0)
         if addr + size > end:
-            raise FDTPastRamEnd(f"{where} ends past the end of RAM at {end:#x}", "place it lower")
-        raise WriteFDTToMemory(f"{where} does not lie in RAM", "place it elsewhere")
+            raise errors.FDTPastRamEnd(f"{where} ends past the end of RAM at {end:#x}", "place it lower")
+        raise errors.WriteFDTToMemory(f"{where} does not lie in RAM", "place it elsewhere")
     memory.write(addr, params.header)

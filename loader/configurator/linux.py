@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
+from loader import errors
 from loader.enums import (
     BOOT_FLAG,
     CMDLINE_SIZE_X86,
@@ -25,7 +26,6 @@ from loader.enums import (
     LoadFlags,
     Protocol,
 )
-from loader.errors import InvalidE820, SetupDataPastRamEnd, ZeroPagePastRamEnd, ZeroPageSetup
 from loader.structs import boot_params, setup_data, setup_header
 
 TYPE_CHECKING = False
@@ -68,7 +68,7 @@ def build(
         params.hdr.code32_start = result.load_base & U32_MAX
     hdr = params.hdr
     if hdr.version < Protocol.COMMAND_LINE_POINTER:
-        raise ZeroPageSetup(
+        raise errors.ZeroPageSetup(
             f"the kernel's boot protocol {hdr.version:#x} has no pointer to a command line",
             "use a kernel from 2.4 on",
         )
@@ -77,14 +77,16 @@ def build(
     hdr.loadflags |= LoadFlags.CAN_USE_HEAP
     hdr.heap_end_ptr = _HEAP_END - 0x200
     if not cmdline_addr:
-        raise ZeroPageSetup("no address for the command line (cmd_line_ptr is 0)", "an empty one will do")
+        raise errors.ZeroPageSetup(
+            "no address for the command line (cmd_line_ptr is 0)", "an empty one will do"
+        )
     _set_wide(params, "cmd_line_ptr", "ext_cmd_line_ptr", cmdline_addr)
     _set_wide(params, "ramdisk_image", "ext_ramdisk_image", initrd[0] if initrd else 0)
     _set_wide(params, "ramdisk_size", "ext_ramdisk_size", initrd[1] if initrd else 0)
     params.acpi_rsdp_addr = _u64(acpi_rsdp_addr, "acpi_rsdp_addr")
     if setup_data_addr:
         if hdr.version < Protocol.SETUP_DATA:
-            raise ZeroPageSetup(
+            raise errors.ZeroPageSetup(
                 f"the kernel's boot protocol {hdr.version:#x} has no setup_data", "leave the list out"
             )
         hdr.setup_data = _u64(setup_data_addr, "setup_data")
@@ -95,14 +97,14 @@ def build(
 def _u64(value: int, field: str) -> int:
     """``value``, once it is known to fit: ctypes would cut it without a word."""
     if not 0 <= value <= U64_MAX:
-        raise ZeroPageSetup(f"{field} {value:#x} does not fit 64 bits")
+        raise errors.ZeroPageSetup(f"{field} {value:#x} does not fit 64 bits")
     return value
 
 
 def _set_wide(params: boot_params, low: str, high: str, value: int) -> None:
     """Set a field of 32 bits in the header and its upper half, which the zero page has from 2.12 on."""
     if _u64(value, low) > U32_MAX and params.hdr.version < Protocol.XLOADFLAGS:
-        raise ZeroPageSetup(
+        raise errors.ZeroPageSetup(
             f"{low} {value:#x} passes the 32 bits of boot protocol {params.hdr.version:#x}",
             "place it below 4 GiB",
         )
@@ -112,12 +114,12 @@ def _set_wide(params: boot_params, low: str, high: str, value: int) -> None:
 
 def _set_e820(params: boot_params, e820: Sequence[tuple[int, int, int]]) -> None:
     if not 2 <= len(e820) <= E820_MAX_ENTRIES:
-        raise InvalidE820(
+        raise errors.InvalidE820(
             f"the memory map has {len(e820)} entries, and a zero page takes 2 to {E820_MAX_ENTRIES}"
         )
     for index, (start, size, kind) in enumerate(e820):
-        if start < 0 or size <= 0 or start + size - 1 > U64_MAX:
-            raise InvalidE820(
+        if start < 0 or not 0 < size <= U64_MAX or start + size - 1 > U64_MAX:
+            raise errors.InvalidE820(
                 f"entry {index} of the memory map, {size:#x} bytes at {start:#x}, is no range of memory"
             )
         entry = params.e820_table[index]
@@ -168,7 +170,7 @@ def write_setup_data(memory: Memory, addr: int, nodes: Iterable[tuple[int, bytes
         end = addr + head_size + len(data)
         following = (end + 7) & ~7
         if not addr or addr % 8 or not memory.contains(addr, head_size + len(data)):
-            raise SetupDataPastRamEnd(
+            raise errors.SetupDataPastRamEnd(
                 f"setup_data of type {kind}, {len(data)} bytes, at {addr:#x}: not RAM, or not 8-byte aligned,"
                 " or 0, which ends a list"
             )
@@ -184,7 +186,7 @@ def write(memory: Memory, addr: int, params: boot_params) -> None:
     Raises ZeroPagePastRamEnd.
     """
     if not memory.contains(addr, ZERO_PAGE_SIZE):
-        raise ZeroPagePastRamEnd(
+        raise errors.ZeroPagePastRamEnd(
             f"the zero page at {addr:#x}..{addr + ZERO_PAGE_SIZE:#x} does not lie in RAM"
         )
     memory.write(addr, bytes(params))
@@ -196,7 +198,7 @@ def write_bootparams(memory: Memory, params: BootParams) -> None:
     Raises ZeroPageSetup if it is no zero page, and ZeroPagePastRamEnd.
     """
     if len(params.header) != ZERO_PAGE_SIZE:
-        raise ZeroPageSetup(
+        raise errors.ZeroPageSetup(
             f"a header of {len(params.header)} bytes is no zero page, which has {ZERO_PAGE_SIZE}",
             "give a boot_params structure",
         )

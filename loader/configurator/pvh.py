@@ -10,17 +10,8 @@ from __future__ import annotations
 import ctypes
 from itertools import pairwise
 
+from loader import errors
 from loader.enums import PVH_ADDRESS_MAX, PVH_MEMMAP_MAX, U64_MAX, XEN_HVM_START_MAGIC, XEN_HVM_START_VERSION
-from loader.errors import (
-    MemmapTableAddressMissing,
-    MemmapTableMissing,
-    MemmapTablePastRamEnd,
-    MemmapTableSetup,
-    ModulesAddressMissing,
-    ModulesSetup,
-    StartInfoPastRamEnd,
-    StartInfoSetup,
-)
 from loader.structs import hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info
 
 TYPE_CHECKING = False
@@ -90,7 +81,7 @@ def _aligned(address: int) -> int:
 
 def _below_4g(address: int, size: int, what: str) -> None:
     if address < 0 or address + size - 1 > PVH_ADDRESS_MAX:
-        raise StartInfoSetup(
+        raise errors.StartInfoSetup(
             f"{what} at {address:#x} does not lie below 4 GiB, where a PVH kernel can reach it",
             "place it lower",
         )
@@ -98,12 +89,14 @@ def _below_4g(address: int, size: int, what: str) -> None:
 
 def _memmap(memmap: Sequence[tuple[int, int, int]]) -> list[hvm_memmap_table_entry]:
     if not memmap:
-        raise MemmapTableMissing("no memory map, and a PVH kernel stops without one")
+        raise errors.MemmapTableMissing("no memory map, and a PVH kernel stops without one")
     if len(memmap) > PVH_MEMMAP_MAX:
-        raise MemmapTableSetup(f"the memory map has {len(memmap)} entries, and Linux takes {PVH_MEMMAP_MAX}")
+        raise errors.MemmapTableSetup(
+            f"the memory map has {len(memmap)} entries, and Linux takes {PVH_MEMMAP_MAX}"
+        )
     for index, (start, size, _) in enumerate(memmap):
-        if start < 0 or size <= 0 or start + size - 1 > U64_MAX:
-            raise MemmapTableSetup(
+        if start < 0 or not 0 < size <= U64_MAX or start + size - 1 > U64_MAX:
+            raise errors.MemmapTableSetup(
                 f"entry {index} of the memory map, {size:#x} bytes at {start:#x}, is no range of memory"
             )
     return [hvm_memmap_table_entry(addr=start, size=size, type=kind) for start, size, kind in memmap]
@@ -112,7 +105,7 @@ def _memmap(memmap: Sequence[tuple[int, int, int]]) -> list[hvm_memmap_table_ent
 def _modules(modules: Sequence[tuple[int, int]]) -> list[hvm_modlist_entry]:
     for index, (start, size) in enumerate(modules):
         if start <= 0 or size <= 0 or start + size - 1 > PVH_ADDRESS_MAX:
-            raise ModulesSetup(
+            raise errors.ModulesSetup(
                 f"module {index}, {size:#x} bytes at {start:#x}, does not lie below 4 GiB", "place it lower"
             )
     return [hvm_modlist_entry(paddr=start, size=size) for start, size in modules]
@@ -129,19 +122,19 @@ def write(memory: Memory, addr: int, params: PvhBootParams) -> None:
     memmap = b"".join(bytes(entry) for entry in params.memmap)
     modules = b"".join(bytes(entry) for entry in params.modules)
     if not memmap:
-        raise MemmapTableMissing("no memory map, and a PVH kernel stops without one")
+        raise errors.MemmapTableMissing("no memory map, and a PVH kernel stops without one")
     if not info.memmap_paddr:
-        raise MemmapTableAddressMissing("no address for the memory map (memmap_paddr is 0)")
+        raise errors.MemmapTableAddressMissing("no address for the memory map (memmap_paddr is 0)")
     if not memory.contains(info.memmap_paddr, len(memmap)):
-        raise MemmapTablePastRamEnd(
+        raise errors.MemmapTablePastRamEnd(
             f"the memory map of {len(memmap):#x} bytes at {info.memmap_paddr:#x} is not in RAM"
         )
     if not memory.contains(addr, ctypes.sizeof(info)):
-        raise StartInfoPastRamEnd(f"the start_info at {addr:#x} is not in RAM")
+        raise errors.StartInfoPastRamEnd(f"the start_info at {addr:#x} is not in RAM")
     if modules and not info.modlist_paddr:
-        raise ModulesAddressMissing("no address for the module list (modlist_paddr is 0)")
+        raise errors.ModulesAddressMissing("no address for the module list (modlist_paddr is 0)")
     if modules and not memory.contains(info.modlist_paddr, len(modules)):
-        raise ModulesSetup(
+        raise errors.ModulesSetup(
             f"the module list of {len(modules):#x} bytes at {info.modlist_paddr:#x} is not in RAM"
         )
     _check_reach(addr, info, len(memmap), len(modules))
@@ -164,7 +157,7 @@ def _check_reach(addr: int, info: hvm_start_info, memmap_size: int, modules_size
         _below_4g(start, size, what)
     for (start, size, what), (following, _, other) in pairwise(items):
         if start + size > following:
-            raise StartInfoSetup(
+            raise errors.StartInfoSetup(
                 f"{what} at {start:#x} reaches into {other} at {following:#x}", "place them apart"
             )
 
@@ -177,27 +170,29 @@ def write_bootparams(memory: Memory, params: BootParams) -> None:
     StartInfoSetup and ModulesSetup also for what has another size than such structures have.
     """
     if not params.sections:
-        raise MemmapTableMissing("no memory map, and a PVH kernel stops without one")
+        raise errors.MemmapTableMissing("no memory map, and a PVH kernel stops without one")
     if params.sections_start is None:
-        raise MemmapTableAddressMissing("no address for the memory map")
+        raise errors.MemmapTableAddressMissing("no address for the memory map")
     memmap_size, modlist_size = ctypes.sizeof(hvm_memmap_table_entry), ctypes.sizeof(hvm_modlist_entry)
     if len(params.sections) % memmap_size:
-        raise MemmapTableSetup(
+        raise errors.MemmapTableSetup(
             f"a memory map of {len(params.sections)} bytes is not of entries of {memmap_size}"
         )
     if len(params.header) != ctypes.sizeof(hvm_start_info):
-        raise StartInfoSetup(
+        raise errors.StartInfoSetup(
             f"a header of {len(params.header)} bytes is no start_info, which has {ctypes.sizeof(hvm_start_info)}"
         )
     info = hvm_start_info.from_buffer_copy(params.header)
     if info.magic != XEN_HVM_START_MAGIC or info.version < XEN_HVM_START_VERSION:
-        raise StartInfoSetup(
+        raise errors.StartInfoSetup(
             f"start_info with magic {info.magic:#x} and version {info.version}, and a kernel stops unless they"
             f" are {XEN_HVM_START_MAGIC:#x} and {XEN_HVM_START_VERSION} or more"
         )
     modules = params.modules or b""
     if len(modules) % modlist_size:
-        raise ModulesSetup(f"a module list of {len(modules)} bytes is not of entries of {modlist_size}")
+        raise errors.ModulesSetup(
+            f"a module list of {len(modules)} bytes is not of entries of {modlist_size}"
+        )
     memmap = [
         hvm_memmap_table_entry.from_buffer_copy(params.sections, at)
         for at in range(0, len(params.sections), memmap_size)

@@ -239,6 +239,7 @@ memory_maps = st.lists(sane_ranges, min_size=1, max_size=5) | st.lists(ranges, m
     addresses,
     addresses,
 )
+@example(None, [(0, 1, 0), (0, 2**64, 0)], 0, 1, None, 0, 0)  # once found: a size of 2**64 became 0
 def test_zero_page_of_anything(image, e820, at, cmdline_addr, initrd, rsdp, setup_data_addr):
     def boot() -> None:
         header = None

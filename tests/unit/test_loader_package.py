@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -80,14 +81,26 @@ def test_public_names():
 
 
 def test_every_error_is_a_loader_error_with_a_message_and_a_hint():
-    classes = [item for _, item in inspect.getmembers(errors, inspect.isclass)]
-    assert len(classes) > 60
+    modules = [importlib.import_module(name) for name in MODULES if name.endswith("errors")]
+    classes = {item for module in modules for _, item in inspect.getmembers(module, inspect.isclass)}
+    assert len(classes) > 110
     for item in classes:
         assert issubclass(item, errors.LoaderError)
         assert item.__doc__
         error = item("what is wrong", "what to do")
         assert (error.message, error.hint, str(error)) == ("what is wrong", "what to do", "what is wrong")
         assert item("what is wrong").hint == ""
+        assert getattr(errors, item.__name__) is item
+
+
+def test_the_errors_of_a_format_are_loaded_when_one_is_asked_for():
+    everything = "import " + ", ".join(name for name in MODULES if not name.endswith("_errors"))
+    loaded = {name for name in imported_by(everything) if name.endswith("_errors")}
+    assert loaded <= {"loader.payload_errors", "loader.relocation_errors"}
+    asked = imported_by(f"{everything}\nfrom loader import errors; errors.DtbTooBig")
+    assert "loader.dtb_errors" in asked
+    with pytest.raises(AttributeError, match="'loader.errors' has no attribute 'Nothing'"):
+        errors.Nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("name", CRATE_ERRORS)

@@ -75,7 +75,7 @@ def test_memory_map_missing():
         pvh.write(memory(), 0x6000, pvh.PvhBootParams(hvm_start_info(), []))
 
 
-@pytest.mark.parametrize("entry", [(0, 0, 1), (-1, 1, 1), (2**64 - 1, 2, 1)])
+@pytest.mark.parametrize("entry", [(0, 0, 1), (-1, 1, 1), (2**64 - 1, 2, 1), (0, 2**64, 1)])
 def test_memory_map_entry_that_is_no_range(entry):
     with pytest.raises(errors.MemmapTableSetup, match="entry 1 of the memory map"):
         build(memmap=[E820[0], entry])

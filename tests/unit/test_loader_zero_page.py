@@ -98,7 +98,7 @@ class TestBuild:
         with pytest.raises(errors.InvalidE820, match="1 entries"):
             build(e820=many[:1])
 
-    @pytest.mark.parametrize("entry", [(0, 0, 1), (-1, 1, 1), (2**64 - 1, 2, 1), (0, -5, 1)])
+    @pytest.mark.parametrize("entry", [(0, 0, 1), (-1, 1, 1), (2**64 - 1, 2, 1), (0, -5, 1), (0, 2**64, 1)])
     def test_e820_entry_that_is_no_range(self, entry):
         with pytest.raises(errors.InvalidE820, match="entry 1 of the memory map"):
             build(e820=[E820[0], entry])
