@@ -1,0 +1,71 @@
+"""What stands in the machine's memory map beside RAM and the interrupt controller: the UART and the clock."""
+
+from __future__ import annotations
+
+from pyvmm.arch.aarch64 import layout
+from pyvmm.devices.pl011 import DR, Pl011
+from pyvmm.devices.pl031 import Pl031
+from pyvmm.kvm.uapi_arm64 import spi_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.devices.bus import Bus
+    from pyvmm.kvm import Vm
+
+
+class Line:
+    """A level-sensitive interrupt: shared peripheral interrupt ``spi``, by KVM_IRQ_LINE."""
+
+    __slots__ = ("_number", "_vm")
+
+    def __init__(self, vm: Vm, spi: int) -> None:
+        self._vm = vm
+        self._number = spi_line(spi)
+
+    def set(self, level: bool) -> None:
+        """Raise or lower the line.  Any thread; not before the interrupt controller is initialised."""
+        self._vm.irq_line(self._number, level)
+
+
+def attach_devices(
+    bus: Bus,
+    vm: Vm,
+    transmit: Callable[[int], None],
+    request: Callable[[str, int], None],
+    closers: list[object],
+) -> Pl011:
+    """Put the machine's devices on ``bus`` and return its serial port.
+
+    ``transmit`` takes each byte the guest sends.  ``request`` is not needed: a guest ends itself by PSCI, which
+    is KVM's (KVM_EXIT_SYSTEM_EVENT).
+    """
+    serial = Pl011(transmit, Line(vm, layout.UART_SPI), layout.UART)
+    bus.add_mmio("pl011", layout.UART, layout.PAGE_SIZE, serial.read, serial.write)
+    clock = Pl031()
+    bus.add_mmio("pl031", layout.RTC, layout.PAGE_SIZE, clock.read, clock.write)
+    return serial
+
+
+class NoPowerButton:
+    """What the user presses where the guest has been told of no power button: nothing comes of it."""
+
+    __slots__ = ("presses",)
+
+    def __init__(self) -> None:
+        self.presses = 0
+
+    def press_power_button(self) -> None:
+        """Nothing."""
+        self.presses += 1
+
+
+def event_device(vm: Vm, closers: list[object]) -> NoPowerButton:
+    """The machine has no power button yet: it would take a GPIO controller (PL061) with a gpio-keys node."""
+    return NoPowerButton()
+
+
+def coalesced_ports(serial: Pl011) -> list[tuple[int, int]]:
+    """(address, size) where only the order of writes matters, so that KVM may collect them: the UART's DR."""
+    return [(serial.base + DR, 4)]
