@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from pyvmm.arch import DEFAULT_CMDLINE, host_name
 from pyvmm.cli import say
 from pyvmm.cli.arguments import Parser
 from pyvmm.errors import UsageError
 from pyvmm.machine.attachments import KINDS, attachment
-from pyvmm.machine.spec import DEFAULT_CMDLINE, DEFAULT_MEMORY, PROTOCOLS, MachineSpec, parse_size
+from pyvmm.machine.spec import DEFAULT_MEMORY, PROTOCOLS, MachineSpec, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ MACHINE_FILES = (
     ),
     ("--dump-machine", "", "print the machine as such a file, and leave it at that"),
     ("--machine-schema", "", "print the JSON schema of such files"),
+)
+
+#: The same of those about the device tree.
+DEVICE_TREES = (
+    ("--dtb", "FILE", "give the guest this device tree instead of the machine's own (aarch64)"),
+    ("--dump-dtb", "FILE", "write the guest's device tree to FILE (aarch64)"),
 )
 
 
@@ -96,8 +103,9 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     add("--no-extract", action="store_true", help="let the guest unpack a bzImage itself, as on bare metal")
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
     parser.set_defaults(attachments=None, machine=None, dump_machine=False, machine_schema=False)
+    parser.set_defaults(dtb=None, dump_dtb=None)
     words = None if arguments is None else {word.partition("=")[0] for word in arguments}
-    for option, metavar, help in MACHINE_FILES:
+    for option, metavar, help in (*MACHINE_FILES, *DEVICE_TREES):
         if words is None or words & {option, "-h", "--help"}:
             if metavar:
                 add(option, metavar=metavar, help=help)
@@ -215,7 +223,7 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
             raise UsageError("--verify and --expect exclude each other", "choose one of them")
         from pyvmm.initramfs import verify_initramfs
 
-        initrd = verify_initramfs("x86_64")
+        initrd = verify_initramfs(host_name())
         require = (USERSPACE_REACHED,)
     return MachineSpec(
         options.kernel,
@@ -235,6 +243,8 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         kaslr=options.kaslr,
         map_files=options.map,
         interactive=not options.no_input,
+        dtb=options.dtb,
+        dump_dtb=options.dump_dtb,
         attachments=[
             attachment(each[0]).parse(each[1]) if isinstance(each, tuple) else each
             for each in options.attachments or ()
@@ -287,12 +297,13 @@ def _check_outputs(options: argparse.Namespace) -> None:
     if options.result is not None:
         _check_result(options.result)
     taken: dict[tuple[int, int], str] = {}
-    for path in (options.kernel, options.initrd, options.console_log, options.result):
+    written = (options.console_log, options.result, options.dump_dtb)
+    for path in (options.kernel, options.initrd, options.dtb, *written):
         if path is None or not os.path.isfile(path):
             continue
         status = os.stat(path)
         key = (status.st_dev, status.st_ino)
-        if key in taken and path in (options.console_log, options.result):
+        if key in taken and path in written:
             raise UsageError(f"{path} would be written over {taken[key]}", "choose another place")
         taken[key] = path
 

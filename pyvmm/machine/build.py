@@ -62,10 +62,16 @@ def build(spec: MachineSpec) -> Machine:
         _check_vcpus(system, spec.cpus)
         if entry.needs_full_cpu:
             arch.require_hardware(system)
-        vm = _keep(closers, system.create_vm())
+        vm = _keep(closers, system.create_vm(arch.vm_type(system, memory.ranges)))
         arch.prepare_vm(vm)
         for slot, region in enumerate(memory.regions):
             vm.set_user_memory_region(slot, region.start, region.size, region.host_address)
+        supported = arch.supported_features(system)
+        vcpus = [_keep(closers, vm.create_vcpu(index)) for index in range(spec.cpus)]
+        for index, vcpu in enumerate(vcpus):
+            arch.prepare_vcpu(system, vm, vcpu, index, spec.cpus, supported)
+        arch.complete_vm(vm, vcpus, memory, entry)
+        arch.enter(vcpus[0], memory, entry)
 
         console = _keep(closers, Console(_outputs(spec, closers), _watches(spec)))
         bus = Bus()
@@ -76,12 +82,6 @@ def build(spec: MachineSpec) -> Machine:
             from pyvmm.machine.virtio import attach
 
             transports = attach(vm, bus, arch, memory, spec.attachments, console, closers)
-
-        supported = arch.supported_features(system)
-        vcpus = [_keep(closers, vm.create_vcpu(index)) for index in range(spec.cpus)]
-        for index, vcpu in enumerate(vcpus):
-            arch.prepare_vcpu(system, vm, vcpu, index, spec.cpus, supported)
-        arch.enter(vcpus[0], memory, entry)
 
         coalescer = _coalescer(system, vm, vcpus[0], bus, serial, arch) if spec.coalesce else None
         ends: list[End] = []
@@ -163,10 +163,10 @@ def _watches(spec: MachineSpec) -> list[Watch]:
 def _coalescer(
     system: System, vm: Vm, vcpu: Vcpu, bus: Bus, serial: Serial16550, arch: ModuleType
 ) -> Coalescer | None:
-    """Let the kernel collect writes to ports where only their order matters; None where it cannot."""
-    if not system.check_extension(Cap.COALESCED_PIO):
+    """Let the kernel collect writes to places where only their order matters; None where it cannot."""
+    if not system.check_extension(Cap.COALESCED_PIO if arch.PORT_IO else Cap.COALESCED_MMIO):
         return None
     for port, size in arch.coalesced_ports(serial):
-        vm.register_coalesced(port, size, pio=True)
+        vm.register_coalesced(port, size, pio=arch.PORT_IO)
     serial.coalescing = True
     return Coalescer(vcpu.coalesced_ring(), bus, serial.settle)

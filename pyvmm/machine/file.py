@@ -75,6 +75,8 @@ SETTINGS = {
         Setting("map", "flag", "map kernel and initrd into the guest instead of copying"),
         Setting("no-extract", "flag", "let the guest unpack a bzImage itself"),
         Setting("no-coalesce", "flag", "let every port write leave the kernel on its own"),
+        Setting("dtb", "path", "a device tree for the guest instead of the machine's own (aarch64)"),
+        Setting("dump-dtb", "path", "write the guest's device tree to this file (aarch64)"),
         Setting("lab", "flag", "boot inside the lab"),
         Setting("verbose", "flag", "say where everything was placed before the guest starts"),
     )

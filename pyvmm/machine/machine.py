@@ -163,8 +163,9 @@ class Machine:
         self.serial.on_late_drain()
         if not self.serial.want_coalescing and self.coalescer is not None:
             self.serial.coalescing = False
-            for port in self.serial.coalesced_ports:
-                self.vm.unregister_coalesced(port, 1, pio=True)
+            for port, size in self.arch.coalesced_ports(self.serial):
+                if port in self.serial.coalesced_ports:
+                    self.vm.unregister_coalesced(port, size, pio=self.arch.PORT_IO)
 
     def exits(self) -> dict[str, int]:
         """Exits to userspace so far by device, and by KVM's name for those that belong to no device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pyvmm.arch import DEFAULT_CMDLINE
 from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from pyvmm.machine.attachments.base import Attachment
 
 PROTOCOLS = ("auto", "linux64", "linux32", "pvh")
-DEFAULT_CMDLINE = "console=ttyS0"
 DEFAULT_MEMORY = 512 << 20
 
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -41,7 +41,8 @@ class MachineSpec:
     ``extract`` lets the host unpack a bzImage, where it can, instead of the guest.  ``kaslr``: move a vmlinux to a
     random virtual address; None moves what a bzImage holds, as it would move itself.  ``map_files`` lets guest RAM
     be the files themselves, privately, instead of copies: quicker to set up, slower for the guest, and the files
-    must not be written to meanwhile.
+    must not be written to meanwhile.  ``dtb`` is a device tree that the guest is given instead of the
+    machine's own, and ``dump_dtb`` a file that the guest's is written to (aarch64).
     ``interactive`` says whether standard input goes to the guest.  ``attachments`` are the virtio devices, in order.
     """
 
@@ -51,6 +52,8 @@ class MachineSpec:
         "coalesce",
         "console_log",
         "cpus",
+        "dtb",
+        "dump_dtb",
         "expect",
         "extract",
         "huge_pages",
@@ -86,6 +89,8 @@ class MachineSpec:
         kaslr: bool | None = None,
         map_files: bool = False,
         interactive: bool = True,
+        dtb: str | None = None,
+        dump_dtb: str | None = None,
         attachments: Sequence[Attachment] = (),
     ) -> None:
         if protocol not in PROTOCOLS:
@@ -117,4 +122,6 @@ class MachineSpec:
         self.kaslr = kaslr
         self.map_files = map_files
         self.interactive = interactive
+        self.dtb = dtb
+        self.dump_dtb = dump_dtb
         self.attachments = tuple(attachments)

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyvmm.arch.x86_64.boot import Entry
     from pyvmm.arch.x86_64.clock import StoppedClock
     from pyvmm.arch.x86_64.probe import ProbeResult
     from pyvmm.arch.x86_64.symbols import Symbols
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "NAME",
+    "PORT_IO",
     "READ_ONLY_REGISTERS",
     "advice",
     "attach_devices",
     "coalesced_ports",
+    "complete_vm",
     "enter",
     "event_device",
     "is_halted",
@@ -43,10 +46,13 @@ __all__ = [
     "resume_clock",
     "supported_features",
     "virtio_slot",
+    "vm_type",
     "whereabouts",
 ]
 
 NAME = "x86_64"
+
+PORT_IO = True
 
 READ_ONLY_REGISTERS = True
 
@@ -75,6 +81,15 @@ CAPABILITIES: tuple[tuple[int, bool, str], ...] = (
 def supported_features(system: System) -> list[kvm_cpuid_entry2]:
     """What this KVM can give a vCPU, asked for once for all of them."""
     return system.supported_cpuid()
+
+
+def vm_type(system: System, ranges: Sequence[tuple[int, int]]) -> int:
+    """0: KVM has one type of VM for ordinary guests."""
+    return 0
+
+
+def complete_vm(vm: Vm, vcpus: Sequence[Vcpu], memory: GuestMemory, start: Entry) -> None:
+    """Nothing: the interrupt controllers stand before the vCPUs do."""
 
 
 def probe(system: System) -> ProbeResult:

@@ -67,6 +67,8 @@ def open_image(path: str) -> KernelFile:
 
 def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     """Place everything; returns how to start.  Raises LoaderError, ImageError or GuestMemoryError."""
+    if spec.dtb is not None or spec.dump_dtb is not None:
+        raise UsageError("an x86_64 machine has no device tree", "leave out --dtb and --dump-dtb")
     header = bzimage.read_header(kernel) if kernel.format.value == "bzImage" else None
     kernel.may_map = spec.map_files
     result, moved = _load_kernel(kernel, header, spec, memory)
