@@ -212,15 +212,14 @@ def test_tap(boot, kernel, lab, tmp_path, vhost):  # noqa: F811
 
 
 def test_user(boot, kernel, lab, tmp_path):  # noqa: F811
-    passt = shutil.which("passt")
-    if passt is None:
+    if lab is not None:
+        pytest.skip("passt cannot put itself into a sandbox where the root is an initramfs, as in the lab")
+    if shutil.which("passt") is None:
         cannot("passt is not installed")
     image = tmp_path / "initrd.cpio"
     image.write_bytes(initrd(["virtio_mmio", "virtio_net", "?af_packet"], USER))
-    carry = [kernel, image, *(path for path in (passt, f"{passt}.avx2") if os.path.exists(path))]
     done = boot(
         kernel, "--initrd", image, "--cmdline", QUIET, "--timeout", "150", "--net", "user,forward=tcp:18080:80",
-        carry=tuple(carry),
     )  # fmt: skip
     assert "router 192.0.2.254\n" in done.console, done
     assert "host: the forwarded port answered\n" in done.console, done
