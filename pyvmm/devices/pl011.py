@@ -137,7 +137,7 @@ class Pl011:
         self._imsc = self._ris = 0
         self._level = False
         self._polls = 0
-        self._plain = True  # a write of DR is just transmitted: no loopback, and TXRIS is up already
+        self._plain = False  # a write of DR is just transmitted: no loopback, and TXRIS is up already
         self._rest = dict.fromkeys(_REMEMBERED, 0)
 
     # -- the host's side --------------------------------------------------------------------------------
