@@ -18,6 +18,8 @@
 
 #if defined(__x86_64__)
 #include "syscall_x86_64.h"
+#elif defined(__aarch64__)
+#include "syscall_aarch64.h"
 #else
 #error "init has no system calls for this architecture yet: add a syscall_*.h beside this file"
 #endif

@@ -20,6 +20,8 @@ from pyvmm.kvm.uapi import Cap
 from pyvmm.machine.attachments import attachment
 from pyvmm.machine.build import build
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.outcome import Outcome
+from pyvmm.machine.runner import GuestEnded
 from pyvmm.machine.spec import MachineSpec
 
 MIB = 1 << 20
@@ -300,6 +302,13 @@ def test_protocols_of_the_pc_and_its_kernels_are_refused(kvm: Arm64Kvm, kernel: 
     other.write_bytes(elf(0, 0, b"x").replace(struct.pack("<HH", 2, 183), struct.pack("<HH", 2, 62), 1))
     with pytest.raises(LoaderError, match="and the machine is aarch64"):
         build(MachineSpec(str(other), memory=64 * MIB, interactive=False))
+
+
+def test_a_guest_ends_with_a_status_of_its_own(kvm: Arm64Kvm, kernel: str) -> None:
+    with build(MachineSpec(kernel, memory=64 * MIB, interactive=False)) as machine:
+        with pytest.raises(GuestEnded) as caught:
+            machine.bus.mmio_write(layout.GUEST_STATUS, 300, 4)
+        assert (caught.value.end.outcome, caught.value.end.status) == (Outcome.EXIT, 255)
 
 
 def test_the_virtual_counter_stands_still_in_a_pause(kvm: Arm64Kvm, kernel: str) -> None:

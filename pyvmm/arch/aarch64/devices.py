@@ -1,10 +1,11 @@
-"""What stands in the machine's memory map beside RAM and the interrupt controller: the UART and the clock."""
+"""What stands in the memory map beside RAM and the interrupt controller: the UART, the clock, the exit status."""
 
 from __future__ import annotations
 
 from pyvmm.arch.aarch64 import layout
 from pyvmm.devices.pl011 import DR, Pl011
 from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.power import EXIT
 from pyvmm.kvm.uapi_arm64 import spi_line
 
 TYPE_CHECKING = False
@@ -38,14 +39,35 @@ def attach_devices(
 ) -> Pl011:
     """Put the machine's devices on ``bus`` and return its serial port.
 
-    ``transmit`` takes each byte the guest sends.  ``request`` is not needed: a guest ends itself by PSCI, which
-    is KVM's (KVM_EXIT_SYSTEM_EVENT).
+    ``transmit`` takes each byte the guest sends; ``request(kind, status)`` is told of the guest's own exit status.  A
+    guest that powers off or resets does so by PSCI, which is KVM's (KVM_EXIT_SYSTEM_EVENT).
     """
     serial = Pl011(transmit, Line(vm, layout.UART_SPI), layout.UART)
     bus.add_mmio("pl011", layout.UART, layout.PAGE_SIZE, serial.read, serial.write)
     clock = Pl031()
     bus.add_mmio("pl031", layout.RTC, layout.PAGE_SIZE, clock.read, clock.write)
+    bus.add_mmio(
+        "guest status", layout.GUEST_STATUS, layout.PAGE_SIZE, _read_zero, GuestStatus(request).write
+    )
     return serial
+
+
+class GuestStatus:
+    """The register in which a guest leaves its exit status."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Callable[[str, int], None]) -> None:
+        self._request = request
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """End the guest with this status; more than 255 is 255, so that no failure turns into a 0."""
+        if offset == 0:
+            self._request(EXIT, min(value, 255))
+
+
+def _read_zero(offset: int, size: int) -> int:
+    return 0
 
 
 class NoPowerButton:

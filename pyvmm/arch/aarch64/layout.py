@@ -30,6 +30,7 @@ UART = 0x0900_0000
 RTC = 0x0901_0000
 GPIO = 0x0903_0000
 VIRTIO = 0x0A00_0000
+GUEST_STATUS = 0x0B00_0000  # the guest's exit status, a byte of pyvmm's own; writing it ends the guest
 RAM = 0x4000_0000
 
 MOST_VCPUS = (UART - GIC_REDISTRIBUTORS) // GIC_REDISTRIBUTOR_SIZE  # 123, as on that machine
@@ -45,6 +46,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (RTC, 0x1000, "PL031"),
     (GPIO, 0x1000, "PL061"),
     (VIRTIO, MOST_VIRTIO * 0x1000, "virtio devices"),
+    (GUEST_STATUS, 0x1000, "guest exit status"),
     (RAM, (1 << 40) - RAM, "RAM"),
 )
 
