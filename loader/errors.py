@@ -109,7 +109,7 @@ class InitrdOutsideRam(InitrdError):
     """The address given for the initrd is not RAM."""
 
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # pragma: no branch
 
     def __getattr__(name):
         for topic in () if name.startswith("_") else _TOPICS:
