@@ -136,7 +136,13 @@ def test_a_report_of_an_access_that_cannot_be_emulated(memory: GuestMemory) -> N
     code = [0xD503_201F, 0xA940_0801, 0xD503_201F]
     memory.write(RAM + 0x100, struct.pack("<3I", *code))
     vcpu = Processor(
-        {arm64.PC: RAM + 0x104, arm64.PSTATE: 0x3C5, arm64.X[0]: 0x0C00_0000, arm64.X[30]: 0x1234}
+        {
+            arm64.PC: RAM + 0x104,
+            arm64.PSTATE: 0x3C5,
+            arm64.X[0]: 0x0C00_0000,
+            arm64.X[30]: 0x1234,
+            arm64.ESR_EL1: diagnose.RESET_UNKNOWN,
+        }
     )
     lines = diagnose.report(diagnose.capture(vcpu), nisv_exit(0x0C00_0000, 0x07), memory)
     text = "\n".join(lines)

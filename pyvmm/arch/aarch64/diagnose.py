@@ -57,13 +57,18 @@ if TYPE_CHECKING:
 
 SYSTEM = ("SP_EL1", "ELR_EL1", "SPSR_EL1", "SCTLR_EL1", "TCR_EL1", "TTBR0_EL1", "TTBR1_EL1", "MAIR_EL1", "VBAR_EL1",
           "ESR_EL1", "FAR_EL1")  # fmt: skip
+#: What KVM puts into system registers whose value at reset is unknown (Linux arch/arm64/kvm/sys_regs.h, reset_unknown).
+RESET_UNKNOWN = 0x1DE7_EC7E_DBAD_C0DE
 INSTRUCTIONS = 4  # shown before PC, and as many from there
 _VECTORS = {0x000: "synchronous", 0x080: "IRQ", 0x100: "FIQ", 0x180: "SError"}
 _VECTOR_TABLE_SIZE = 0x800
 
 
 class Stop:
-    """A vCPU's registers as they were when it stopped: ``x``, and the others by their names; 0 for what KVM refused."""
+    """A vCPU's registers as they were when it stopped: ``x``, and the others by their names.
+
+    Those that KVM refused, and those that the guest never set, are 0.
+    """
 
     def __init__(self, vcpu: int, x: list[int], named: dict[str, int]) -> None:
         self.vcpu = vcpu
@@ -84,9 +89,10 @@ def capture(vcpu: Registers) -> Stop:
 
     def get(register: int) -> int:
         try:
-            return vcpu.get_one_reg(register)
+            value = vcpu.get_one_reg(register)
         except KvmError:
             return 0
+        return 0 if value == RESET_UNKNOWN else value
 
     named = {name: get(getattr(arm64, name)) for name in ("PC", "PSTATE", "SP_EL0", *SYSTEM)}
     return Stop(vcpu.id, [get(register) for register in arm64.X], named)
@@ -132,7 +138,7 @@ def _explain(exit: Exit) -> str:
         abort = DataAbort(access.esr_iss)
         return (
             f"an access to guest address {access.fault_ipa:#x}, where there is no RAM, by an instruction that cannot"
-            f" be emulated, as one that loads a pair or changes its base (ISS {access.esr_iss:#x} [{abort.decode()}])"
+            f" be emulated, as one that loads or stores a pair ({abort.decode()})"
         )
     return str(exit)
 
