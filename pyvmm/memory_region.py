@@ -111,6 +111,15 @@ class Region:
     def _advise(self, advice: int, where: int, size: int) -> None:
         self._mapping.madvise(advice, where - addressof(c_char.from_buffer(self._mapping)), size)
 
+    def prefer_huge_pages(self, address: int, size: int) -> None:
+        """See :meth:`GuestMemory.prefer_huge_pages`."""
+        first = (address - self.start) // PAGE * PAGE
+        last = min(-(-(address + size - self.start) // PAGE) * PAGE, self.size)
+        try:
+            self._advise(mmap.MADV_HUGEPAGE, self.host_address + first, last - first)
+        except OSError:
+            pass
+
     def advise_huge_pages(self) -> None:
         """Ask the kernel for transparent huge pages (MADV_HUGEPAGE)."""
         try:

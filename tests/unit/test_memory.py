@@ -237,6 +237,29 @@ def test_huge_pages_are_advised_on_request_only(huge_pages: bool) -> None:
         assert "nr" in flags, "MAP_NORESERVE"
 
 
+def test_huge_pages_are_preferred_for_whole_pages_of_a_range() -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this host has no transparent huge pages")
+    with GuestMemory([(MIB, 8 * MIB)]) as memory:
+        memory.prefer_huge_pages(3 * MIB + 1, 2 * MIB)
+        told = [
+            "hg" in smaps_of(memory.host_address(at)).split("VmFlags:")[1].split("\n")[0].split()
+            for at in (3 * MIB - 1, 3 * MIB, 5 * MIB, 5 * MIB + 0x1000)
+        ]
+        assert told == [False, True, True, False]
+        memory.prefer_huge_pages(9 * MIB - 5, 5)
+        with pytest.raises(GuestMemoryError):
+            memory.prefer_huge_pages(9 * MIB - 5, 6)
+
+
+def test_a_host_without_huge_pages_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)  # EINVAL, as of a kernel built without them
+    with GuestMemory([(0, 8 * MIB)]) as memory:
+        memory.prefer_huge_pages(0, MIB)
+        with pytest.raises(HostError):
+            memory.regions[0].advise_huge_pages()
+
+
 def test_poison_shows_a_reliance_on_zeroes() -> None:
     with GuestMemory([LOW, HIGH], poison=0xA5) as memory:
         assert memory.read(0, 0x4000) == b"\xa5" * 0x4000

@@ -147,6 +147,8 @@ def _load_unpacked(
             starts_here = any(segment.paddr <= image.entry < segment.end for segment in image.segments)
             if not (image.is_linux and starts_here and image.base == header.pref_address):
                 return None
+            # From entry to its first message, in the lab: 0.5 to 0.7 s in huge pages, 1.2 s or more in small ones.
+            memory.prefer_huge_pages(header.pref_address, header.init_size)
             result = elf.load(memory, vmlinux, image=image, memory_is_zero=spec.poison is None)
         except LoaderError:  # too little memory for one: the bzImage knows better what it needs
             return None
