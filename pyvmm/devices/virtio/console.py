@@ -89,7 +89,7 @@ class Port:
         # A reset closes the queues, so that no guest can keep a device busy by filling them; one more round ends.
         output.broken = link is None or link.failed or not output.ready
         try:
-            while not output.broken and self._pass_on(output.size) and self.endpoint.last_wait():
+            while not output.broken and self._pass_on(output.size, until) and self.endpoint.last_wait():
                 if time.monotonic() > until:
                     break
         except QueueError:
@@ -130,8 +130,11 @@ class Port:
         if self._output.should_interrupt():
             link.interrupt()
 
-    def _pass_on(self, turn: int) -> bool:
-        """Pass on at most ``turn`` requests; whether there may be more."""
+    def _pass_on(self, turn: int, until: float | None = None) -> bool:
+        """Pass on at most ``turn`` requests; whether there may be more.
+
+        A request may hold gigabytes, the same few pages again and again: at the reset, or ``until`` then, it is left.
+        """
         queue, take = self._output, self.endpoint.take
         while turn:
             if self._sending is None:
@@ -143,6 +146,8 @@ class Port:
                 self._sending, self._views = chain, chain.read_views()
                 queue.disable_kicks()
             while self._views:
+                if queue.broken or (until is not None and time.monotonic() > until):
+                    return True
                 taken = take(self._views)
                 if not taken:
                     return True
@@ -244,8 +249,14 @@ class ConsoleDevice(VirtioDevice):
     # -- control messages, in the device's thread -------------------------------------------------------
 
     def send(self, number: int, event: int, value: int) -> None:
-        """Tell the guest ``event`` of port ``number``."""
-        self._messages.append(_MESSAGE.pack(number, event, value))
+        """Tell the guest ``event`` of port ``number``; what it has not heard of that before is left out if it lags."""
+        message = _MESSAGE.pack(number, event, value)
+        if (
+            len(self._messages) >= MESSAGES_WAITING
+        ):  # somebody on the host comes and goes, and the guest does not listen
+            kind = message[:6]
+            self._messages[:] = [each for each in self._messages if each[:6] != kind]
+        self._messages.append(message)
         self._deliver()
 
     def _deliver(self) -> None:
