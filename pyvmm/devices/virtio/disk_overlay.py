@@ -13,6 +13,7 @@ The file of a kept overlay is described in :mod:`pyvmm.devices.virtio.disk_overl
 from __future__ import annotations
 
 import os
+import re
 
 from pyvmm.devices.virtio.disk_io import part, punch_hole, read_all, write_all, write_zeroes
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 #: Where a cluster is, as the map says it.
 BASE, DATA, ZERO = 0, 1, 2
 
+_run = re.compile(rb"(?s:(.)\1*)")
 _MAP_PAGE = 4096
 _SMALLEST = 12  # clusters of 4 KiB: what file systems write, so that few writes need the base
 _LARGEST_MAP = 16 << 20
@@ -78,13 +80,9 @@ class OverlayDisk:
 
     def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """(state, first cluster, cluster after) for each run of one state among ``first`` to ``last`` inclusive."""
-        states = self._map[first : last + 1]
-        while states:
-            state = states[0]
-            rest = states.lstrip(bytes((state,)))
-            end = last + 1 - len(rest)
-            yield state, first, end
-            first, states = end, rest
+        states = bytes(self._map[first : last + 1])  # as they are now: who asks may change them
+        for run in _run.finditer(states):
+            yield states[run.start()], first + run.start(), first + run.end()
 
     def read(self, views: Sequence[memoryview], offset: int, size: int) -> None:
         """Fill ``views``, ``size`` bytes together, from ``offset``."""
