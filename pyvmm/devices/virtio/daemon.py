@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LINES = 20  # of its standard error that are kept
+_LINE = 4096  # bytes at most; what is longer counts as several
 _PATIENCE = 3.0  # seconds
 
 
@@ -96,7 +97,7 @@ class Daemon:
     def _read(self) -> None:
         assert self._process.stderr is not None
         with self._process.stderr as stream:
-            for line in stream:
+            while line := stream.readline(_LINE):
                 text = line.decode(errors="replace").strip()
                 if text:
                     self._stderr.append(text)
