@@ -14,7 +14,7 @@ from pyvmm.devices.virtio import vhost_user_protocol as protocol
 from pyvmm.devices.virtio.daemon import Daemon
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
-from pyvmm.devices.virtio.vhost_user_protocol import Channel, VhostUserError
+from pyvmm.devices.virtio.vhost_user_protocol import Channel, RefusedError, VhostUserError
 from pyvmm.devices.virtio.worker import Worker
 from pyvmm.errors import HostError, UsageError
 
@@ -198,8 +198,11 @@ class VhostUserDevice(VirtioDevice):
             return
         try:
             self._channel.send(protocol.SET_CONFIG, protocol.config_space(offset, data))
-        except HostError:
-            return  # refused: the driver reads the old value.  If the back-end has gone, the worker sees it
+        except RefusedError:
+            return  # the driver reads the old value
+        except HostError as error:  # or each write would have a vCPU wait
+            self._give_up(error)
+            raise VhostUserError(self._gone) from None
         self.config[offset : offset + len(data)] = data
 
     def close(self) -> None:
@@ -235,6 +238,7 @@ class VhostUserDevice(VirtioDevice):
         """The back-end is of no use any more: make sure that it leaves guest memory alone, and remember why."""
         if self._gone:
             return
+        self._gone = error.message  # first: the shutdown wakes the worker, which knows no better reason
         try:
             self._channel.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -243,7 +247,8 @@ class VhostUserDevice(VirtioDevice):
         if self._daemon is not None:
             epitaph = self._daemon.epitaph()
             self._daemon.close()
-        self._gone = f"{error.message}; it {epitaph}" if epitaph else error.message
+        if epitaph:
+            self._gone = f"{error.message}; it {epitaph}"
 
 
 def _regions(memory: GuestMemory) -> tuple[list[tuple[int, int, int, int]], tuple[int, ...]]:

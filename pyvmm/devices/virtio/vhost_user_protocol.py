@@ -46,6 +46,10 @@ class VhostUserError(HostError):
     """A back-end has gone, does not answer, or says something else than the protocol lets it say."""
 
 
+class RefusedError(VhostUserError):
+    """A back-end says that it did not do what it was asked for; it goes on."""
+
+
 class Channel:
     """One end of a vhost-user connection; requests of several threads are taken one after the other.
 
@@ -69,7 +73,7 @@ class Channel:
             if self.acknowledge:
                 status = self._number(request, self._reply(request, deadline))
                 if status:
-                    raise VhostUserError(f"{self.backend} refused {name(request)} (status {status:#x})")
+                    raise RefusedError(f"{self.backend} refused {name(request)} (status {status:#x})")
 
     def ask(self, request: int, payload: bytes = b"") -> bytes:
         """A request with an answer: its payload.  VhostUserError."""
