@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import socket
 import stat
 import threading
+import time
 from functools import partial
 
 from pyvmm.devices.virtio.vsock_stream import Stream
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HOST_CID = 2  # VMADDR_CID_HOST
-_MOST = 512  # connections at a time
+_MOST = 512  # connections at a time, with two descriptors each, ...
+_SHARE = 4  # ... and no more than this part of the descriptors that the process may have
+_REST = 1.0  # seconds without new connections, when no descriptors are left
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Bridge:
@@ -51,7 +56,9 @@ class Bridge:
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._open: set[Stream] = set()
-        self._listeners: list[socket.socket] = []
+        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
+        self._listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
+        self._rest_until: float | None = None  # nobody is let in until then
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._mine: tuple[int, int] | None = None  # device and inode of the socket's name
         self._thread = threading.Thread(target=self._run, name="vsock bridge", daemon=True)
@@ -70,7 +77,7 @@ class Bridge:
     # --- listening -----------------------------------------------------------------------------------------
     def _add_listener(self, listener: socket.socket, accept: Callable[[int], None]) -> None:
         listener.setblocking(False)
-        self._listeners.append(listener)
+        self._listeners.append((listener, accept))
         self.watch(listener.fileno(), select.POLLIN, accept)
 
     def _bind(self) -> socket.socket:
@@ -138,17 +145,29 @@ class Bridge:
 
     def _run(self) -> None:
         while self._mine is not None:
-            for fd, events in self._poll.poll():
+            for fd, events in self._poll.poll(None if self._rest_until is None else _REST * 1000):
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler(events)
+            if self._rest_until is not None and time.monotonic() >= self._rest_until:
+                self._rest_until = None
+                for listener, accept in self._listeners:
+                    self.watch(listener.fileno(), select.POLLIN, accept)
+
+    def _rest(self, error: OSError) -> None:
+        """Let nobody in for a moment if ``error`` says that there is no room: who waits would wake us for ever."""
+        if error.errno in _SCARCE:
+            self._rest_until = time.monotonic() + _REST
+            for listener, _ in self._listeners:
+                self.unwatch(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> tuple[socket.socket, tuple[int, int]] | None:
         try:
             accepted, peer = listener.accept()
-        except OSError:
-            return None  # it is gone again, or there are no descriptors left
-        if len(self._open) >= _MOST:
+        except OSError as error:  # it is gone again, or there are no descriptors left
+            self._rest(error)
+            return None
+        if len(self._open) >= self._most:
             accepted.close()
             return None
         accepted.setblocking(False)
@@ -167,7 +186,12 @@ class Bridge:
         if listener.family == socket.AF_VSOCK and peer[0] != self.cid:
             guest.close()  # another guest of this host
             return
-        program = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            program = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            guest.close()
+            self._rest(error)
+            return
         program.setblocking(False)
         try:
             _connect(program, f"{self.path}_{port}")
@@ -200,7 +224,7 @@ class Bridge:
                 pass
         for stream in list(self._open):
             stream.close()
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             listener.close()
         self._listeners.clear()
         if self._wake >= 0:
