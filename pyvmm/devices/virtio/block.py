@@ -260,6 +260,8 @@ class BlockDevice(VirtioDevice):
             if count > RANGE_SECTORS or (sector + count) * SECTOR > self._size:
                 return IOERR
         for sector, count, flags in ranges:
+            if self._queue.broken:  # a reset: 64 GiB of zeroes can take an hour
+                return IOERR
             if not count:
                 continue
             if kind == DISCARD:
