@@ -34,15 +34,10 @@ class Cached:
         return len(list(self.index.iterdir())) if self.index.exists() else 0
 
 
-@pytest.fixture(scope="module", params=["debian-6.1-cloud", "debian-6.12-cloud"])
-def cached(request, tmp_path_factory) -> Cached:
-    """Debian's kernel (LZ4 or zstd), unpacked here; its link left out, since the lab has other files."""
+def with_cache(kernel: Path, cache: Path) -> Cached:
+    """``kernel`` unpacked here into ``cache``; its link left out, since the lab has other files."""
     from pyvmm import kernel_cache
 
-    kernel = fetch(request.param)
-    pytest.importorskip("lz4.block")
-    pytest.importorskip("backports.zstd")
-    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch, open_kernel(kernel) as file:
         patch.setenv("PYVMM_CACHE", str(cache))
         found = kernel_cache.vmlinux(file, bzimage.read_header(file))
@@ -51,6 +46,15 @@ def cached(request, tmp_path_factory) -> Cached:
     for link in (cache / "vmlinux" / "index").iterdir():
         link.unlink()
     return Cached(kernel, cache)
+
+
+@pytest.fixture(scope="module", params=["debian-6.1-cloud", "debian-6.12-cloud"])
+def cached(request, tmp_path_factory) -> Cached:
+    """Debian's kernel (LZ4 or zstd)."""
+    kernel = fetch(request.param)
+    pytest.importorskip("lz4.block")
+    pytest.importorskip("backports.zstd")
+    return with_cache(kernel, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
