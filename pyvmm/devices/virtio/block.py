@@ -192,7 +192,7 @@ class BlockDevice(VirtioDevice):
                     result = IOERR
                 elif size:
                     if length == 1:
-                        views = [slice(*buffer) for buffer in writable[:-1]]
+                        views = chain.views(writable[:-1])
                     else:
                         views = part(chain.write_views(), 0, size)
                     self._disk.read(views, sector << 9, size)
@@ -205,7 +205,7 @@ class BlockDevice(VirtioDevice):
                     result = IOERR
                 elif size:
                     if readable[0][1] == _HEADER:
-                        views = [slice(*buffer) for buffer in readable[1:]]
+                        views = chain.views(readable[1:])
                     else:
                         views = part(chain.read_views(), _HEADER, size)
                     self._disk.write(views, sector << 9, size)

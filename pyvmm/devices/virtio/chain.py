@@ -7,6 +7,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyvmm.memory import GuestMemory
 
 
@@ -37,13 +39,27 @@ class Chain:
 
     def read_views(self) -> list[memoryview]:
         """The buffers the driver wrote, as views of guest RAM: for os.pwritev and sendmsg."""
-        view = self._memory.slice
-        return [view(address, length) for address, length in self.readable]
+        return self.views(self.readable)
 
     def write_views(self) -> list[memoryview]:
         """The buffers for the device to fill, as views of guest RAM: for os.preadv and recvmsg_into."""
-        view = self._memory.slice
-        return [view(address, length) for address, length in self.writable]
+        return self.views(self.writable)
+
+    def views(self, buffers: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """These ``buffers`` of the request as views of guest RAM."""
+        if not buffers:
+            return []
+        for region in self._memory.regions:
+            start, end, view = region.start, region.end, region.view
+            if start <= buffers[0][0] < end:
+                break
+        slice = self._memory.slice
+        return [
+            view[address - start : address - start + length]
+            if start <= address and address + length <= end
+            else slice(address, length)
+            for address, length in buffers
+        ]
 
     def read(self, size: int = -1, offset: int = 0) -> bytes:
         """A copy of at most ``size`` bytes (all: -1) of what the driver wrote, from ``offset``, across descriptors."""

@@ -16,6 +16,7 @@ from threading import Lock
 
 from pyvmm.devices.virtio.chain import Chain
 from pyvmm.devices.virtio.features import EVENT_IDX, INDIRECT_DESC
+from pyvmm.devices.virtio.indirect import FEWEST, usual
 from pyvmm.errors import PyvmmError
 
 TYPE_CHECKING = False
@@ -146,6 +147,9 @@ class Queue:
             if flags & DESC_F_INDIRECT:
                 table = self._indirect_table(address, length, flags, nested=table is not self._desc)
                 count, index = length >> 4, 0
+                if count >= FEWEST and left == size and (found := usual(table, self._start, self._end)):
+                    readable, writable, read_size, write_size = found
+                    break
                 continue
             if not left:
                 raise self._error(
