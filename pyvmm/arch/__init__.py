@@ -6,8 +6,8 @@
 ``ram_ranges(size)``    where RAM stands
 ``vm_type(system, ranges)``  the type of VM to create for RAM in those ranges
 ``prepare_vm``          what KVM must be told before there are vCPUs: on a PC the interrupt controllers
-``attach_devices``      the serial port and the ports that end the guest, on the bus
-``event_device``        the device with the power button, made when it is first pressed
+``attach_devices``      what stands on the bus from the start: returns (serial port, power button or None)
+``event_device``        the device with the power button, made when it is first pressed, where it was not attached
 ``virtio_slot(index)``  where a virtio device stands: (address, GSI)
 ``READ_ONLY_REGISTERS`` whether a device's registers may be memory that the guest only reads
 ``load``                kernel, initrd, command line and tables into RAM; returns how the first vCPU starts

@@ -75,7 +75,7 @@ def build(spec: MachineSpec) -> Machine:
 
         console = _keep(closers, Console(_outputs(spec, closers), _watches(spec)))
         bus = Bus()
-        serial = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
+        serial, events = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
 
         transports = []
         if spec.attachments:
@@ -88,7 +88,7 @@ def build(spec: MachineSpec) -> Machine:
         runners = [VcpuRunner(vcpu, bus, console, ends, coalescer, arch.is_halted) for vcpu in vcpus]
         return Machine(
             spec=spec, arch=arch, vm=vm, memory=memory, runners=runners, bus=bus, serial=serial,
-            console=console, coalescer=coalescer, transports=transports, ends=ends, closers=closers,
+            console=console, coalescer=coalescer, transports=transports, ends=ends, closers=closers, events=events,
         )  # fmt: skip
     except BaseException:
         while closers:

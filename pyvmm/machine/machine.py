@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pyvmm.devices.bus import Bus
-    from pyvmm.devices.ged import GenericEventDevice
     from pyvmm.devices.serial import Serial16550
     from pyvmm.devices.virtio.mmio import MmioTransport
     from pyvmm.kvm import Vm
@@ -28,6 +27,11 @@ if TYPE_CHECKING:
     from pyvmm.machine.runner import Coalescer, VcpuRunner
     from pyvmm.machine.spec import MachineSpec
     from pyvmm.memory import GuestMemory
+
+    class PowerButton(Protocol):
+        """The device with the power button."""
+
+        def press_power_button(self) -> None: ...
 
     class Control(Protocol):
         """What lets others look at the machine and steer it (:mod:`pyvmm.control`), served by the event loop.
@@ -63,6 +67,7 @@ class Machine:
         transports: list[MmioTransport],
         ends: list[End],
         closers: list[object],
+        events: PowerButton | None = None,
     ) -> None:
         self.spec = spec
         self.arch = arch
@@ -79,7 +84,7 @@ class Machine:
         self.first_run_s: float | None = None
         self.elapsed_s = 0.0
         self._closers = closers
-        self._events: GenericEventDevice | None = None
+        self._events = events
         self.asked_to_stop = False
         self.pause: Pause | None = None
         self.control: Control | None = None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import itertools
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from arm64_kvm import ITS, V2, V3, Arm64Kvm
+from conftest import ROOT
 
 from loader.errors import LoaderError
 from pyvmm.arch import aarch64
@@ -336,6 +339,17 @@ def test_the_map_has_no_overlaps() -> None:
 def test_memory_that_makes_no_machine(size: int) -> None:
     with pytest.raises(UsageError, match="memory of"):
         layout.ram_ranges(size)
+
+
+def test_the_arm_machine_imports_little() -> None:
+    from test_start_up import FORBIDDEN
+
+    script = "import sys, pyvmm.arch.aarch64; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    modules = done.stdout.split()
+    assert "pyvmm.arch.aarch64.fdt" in modules, done.stderr
+    unneeded = ("pyvmm.arch.x86_64", "pyvmm.arch.aarch64.diagnose", "pyvmm.arch.aarch64.probe")
+    assert [name for name in (*FORBIDDEN, *unneeded) if name in modules] == []
 
 
 def test_advice() -> None:

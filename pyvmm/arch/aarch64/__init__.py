@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyvmm.arch.aarch64.boot import enter, load, open_image, write_device_tree
 from pyvmm.arch.aarch64.clock import pause_clock, resume_clock
-from pyvmm.arch.aarch64.devices import attach_devices, coalesced_ports, event_device
+from pyvmm.arch.aarch64.devices import attach_devices, coalesced_ports
 from pyvmm.arch.aarch64.gic import create as create_gic
 from pyvmm.arch.aarch64.layout import ram_ranges, virtio_slot
 from pyvmm.arch.aarch64.memory import vm_type
@@ -31,7 +31,6 @@ __all__ = [
     "coalesced_ports",
     "complete_vm",
     "enter",
-    "event_device",
     "is_halted",
     "load",
     "open_image",

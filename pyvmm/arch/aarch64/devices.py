@@ -1,10 +1,11 @@
-"""What stands in the memory map beside RAM and the interrupt controller: the UART, the clock, the exit status."""
+"""What stands in the memory map beside RAM and the interrupt controller: UART, clock, power button, exit status."""
 
 from __future__ import annotations
 
 from pyvmm.arch.aarch64 import layout
 from pyvmm.devices.pl011 import DR, Pl011
 from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.pl061 import Pl061
 from pyvmm.devices.power import EXIT
 from pyvmm.kvm.uapi_arm64 import spi_line
 
@@ -36,8 +37,8 @@ def attach_devices(
     transmit: Callable[[int], None],
     request: Callable[[str, int], None],
     closers: list[object],
-) -> Pl011:
-    """Put the machine's devices on ``bus`` and return its serial port.
+) -> tuple[Pl011, Pl061]:
+    """Put the machine's devices on ``bus``; returns its serial port, and the one with the power button.
 
     ``transmit`` takes each byte the guest sends; ``request(kind, status)`` is told of the guest's own exit status.  A
     guest that powers off or resets does so by PSCI, which is KVM's (KVM_EXIT_SYSTEM_EVENT).
@@ -49,7 +50,9 @@ def attach_devices(
     bus.add_mmio(
         "guest status", layout.GUEST_STATUS, layout.PAGE_SIZE, _read_zero, GuestStatus(request).write
     )
-    return serial
+    gpio = Pl061(Line(vm, layout.GPIO_SPI))
+    bus.add_mmio("pl061", layout.GPIO, layout.PAGE_SIZE, gpio.read, gpio.write)
+    return serial, gpio
 
 
 class GuestStatus:
@@ -68,24 +71,6 @@ class GuestStatus:
 
 def _read_zero(offset: int, size: int) -> int:
     return 0
-
-
-class NoPowerButton:
-    """What the user presses where the guest has been told of no power button: nothing comes of it."""
-
-    __slots__ = ("presses",)
-
-    def __init__(self) -> None:
-        self.presses = 0
-
-    def press_power_button(self) -> None:
-        """Nothing."""
-        self.presses += 1
-
-
-def event_device(vm: Vm, closers: list[object]) -> NoPowerButton:
-    """The machine has no power button yet: it would take a GPIO controller (PL061) with a gpio-keys node."""
-    return NoPowerButton()
 
 
 def coalesced_ports(serial: Pl011) -> list[tuple[int, int]]:

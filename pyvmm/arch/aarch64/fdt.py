@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pyvmm.arch.aarch64 import layout
 from pyvmm.arch.aarch64.devicetree import Node, cells, strings, wide
-from pyvmm.devices import pl011, pl031
+from pyvmm.devices import pl011, pl031, pl061
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from pyvmm.arch.aarch64.gic import Gic
 
-GIC_PHANDLE, CLOCK_PHANDLE, ITS_PHANDLE = 1, 2, 3
+GIC_PHANDLE, CLOCK_PHANDLE, ITS_PHANDLE, GPIO_PHANDLE = 1, 2, 3, 4
+KEY_POWER = 116  # Linux include/uapi/linux/input-event-codes.h
 
 SPI, PPI = 0, 1
 EDGE_RISING, LEVEL_HIGH = 1, 4
@@ -87,6 +88,7 @@ def build(
         ("uartclk", "apb_pclk"),
     )
     _add_primecell(root, "rtc", layout.RTC, "arm,pl031", pl031.PERIPHERAL_ID, None, ("apb_pclk",))
+    _add_power_button(root)
     for index in range(virtio):
         address, spi = layout.virtio_slot(index)
         root.add(
@@ -189,3 +191,25 @@ def _add_primecell(
     if spi is not None:
         properties["interrupts"] = cells(SPI, spi, LEVEL_HIGH)
     return root.add(_name(name, address), properties)
+
+
+def _add_power_button(root: Node) -> None:
+    gpio = _add_primecell(
+        root, "gpio", layout.GPIO, "arm,pl061", pl061.PERIPHERAL_ID, layout.GPIO_SPI, ("apb_pclk",)
+    )
+    gpio.properties |= {
+        "gpio-controller": b"",
+        "#gpio-cells": cells(2),
+        "interrupt-controller": b"",
+        "#interrupt-cells": cells(2),
+        "#address-cells": cells(0),
+        "phandle": cells(GPIO_PHANDLE),
+    }
+    root.add("gpio-keys", {"compatible": strings("gpio-keys")}).add(
+        "power",
+        {
+            "label": strings("power button"),
+            "linux,code": cells(KEY_POWER),
+            "gpios": cells(GPIO_PHANDLE, pl061.POWER_BUTTON, 0),
+        },
+    )

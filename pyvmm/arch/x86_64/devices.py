@@ -54,8 +54,8 @@ def attach_devices(
     transmit: Callable[[int], None],
     request: Callable[[str, int], None],
     closers: list[object],
-) -> Serial16550:
-    """Put the machine's devices on ``bus`` and return its serial port.
+) -> tuple[Serial16550, None]:
+    """Put the machine's devices on ``bus``; returns its serial port, and no power button: :func:`event_device` has it.
 
     ``transmit`` takes each byte the guest sends; ``request(kind, status)`` is told when the guest asks for
     its end.  What has to be closed with the machine is appended to ``closers``.
@@ -77,7 +77,7 @@ def attach_devices(
     bus.add_pio_bytes("cmos", layout.CMOS_INDEX, cmos.reads, cmos.writes)
     add_absent(bus, ABSENT)
     closers.append(_SilentPort(vm, layout.PCI_CONFIG, 4))
-    return serial
+    return serial, None
 
 
 def event_device(vm: Vm, closers: list[object]) -> GenericEventDevice:
