@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from test_vhost import Kernel
 from test_vhost_user import CONFIG, GET_PROTOCOL_FEATURES, REPLY_ACK, SET_CONFIG, Backend, device
 from test_vsock import Guest, connect_to, greeted
 from virtio_driver import Driver
 
-from pyvmm.devices.virtio import block
+from pyvmm.console import Console
+from pyvmm.devices.virtio import block, vhost
 from pyvmm.devices.virtio.balloon import BalloonDevice
 from pyvmm.devices.virtio.block import BlockDevice
 from pyvmm.devices.virtio.console import (
@@ -30,8 +32,13 @@ from pyvmm.devices.virtio.console_ports import Channel, Endpoint
 from pyvmm.devices.virtio.daemon import Daemon
 from pyvmm.devices.virtio.disk_overlay import BASE, DATA, OverlayDisk
 from pyvmm.devices.virtio.features import NEEDS_RESET
+from pyvmm.devices.virtio.net import NetDevice
 from pyvmm.devices.virtio.rng import RngDevice
+from pyvmm.devices.virtio.vsock import Vsock
 from pyvmm.devices.virtio.vsock_bridge import Bridge
+from pyvmm.machine.attachments.base import Host
+from pyvmm.machine.attachments.console import ConsoleAttachment
+from pyvmm.memory import GuestMemory
 
 
 def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
@@ -230,6 +237,13 @@ def test_resets_from_everywhere_leave_nothing(name: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(vhost, "ioctl", made.ioctl)
+    return made
+
+
 # --- back-ends ----------------------------------------------------------------------------------------------
 
 
@@ -307,3 +321,135 @@ def test_the_bridge_outlives_a_want_of_descriptors(
                 assert greeted(caller)
     finally:
         bridge.close()
+
+
+# --- what outlasted a reset, and what grew with each kick ---------------------------------------------------
+
+
+def test_kicks_while_the_consoles_reader_is_behind() -> None:
+    console = Console()
+    device_ = ConsoleAttachment.parse("hvc").create(Host("console0", None, console, [], print))  # type: ignore[arg-type]
+    with Driver(device_) as driver:
+        console.full = True
+        driver.queue(1).add([b"x"], [])
+        for _ in range(300):
+            driver.kick(1, force=True)
+            time.sleep(0.001)
+        assert until(lambda: console._waiting)
+        assert len(console._waiting) == 1
+        console.flush()
+        assert driver.wait(1), "it goes on when there is room"
+        console.collect()
+        assert console.total == 1
+    console.close()
+
+
+def test_errors_of_the_kernel_s_vhost_end_with_the_reset(kernel: Kernel, tmp_path: Path) -> None:
+    """A ring that is kicked again and again is found broken again and again."""
+    node = tmp_path / "vhost-vsock"
+    node.touch()
+    with Driver(Vsock("vsock0", 42, path=str(node))) as driver:
+        (_, fd), _ = kernel.all("SET_VRING_ERR", "<Ii")
+        os.eventfd_write(fd, 1)
+        assert until(lambda: driver.needs_reset)
+        os.eventfd_write(fd, 5)
+        driver.negotiate()
+        time.sleep(0.2)
+        assert not driver.needs_reset
+
+
+def test_no_room_for_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Driver(RngDevice("rng0"), start=False) as driver:
+
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(5):
+                driver.negotiate()
+                assert driver.needs_reset
+                driver.reset()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not [line for line in driver.notes if "join" in line]
+        driver.negotiate()
+        assert len(driver.request(0, [], [16])[0]) == 16
+
+
+def test_calls_of_a_device_that_failed_are_not_kept() -> None:
+    balloon = BalloonDevice("balloon0")
+    with Driver(balloon) as driver:
+        queue = driver.queue(0)
+        queue.set_descriptor(0, driver.memory.size, 64)
+        queue.publish(0)
+        driver.kick(0)
+        assert until(lambda: driver.needs_reset)
+        for _ in range(100):
+            balloon.ask()
+        assert balloon._worker is not None and len(balloon._worker._calls) < 10
+
+
+class Packets:
+    """A backend as a TAP interface is: what does not fit is lost, and a system call takes 1024 pieces."""
+
+    label = "packets"
+    features = 0
+    backlog = False
+
+    def __init__(self) -> None:
+        self.other, self._socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self.fd = self._socket.fileno()
+
+    def start(self, features: int) -> None:
+        pass
+
+    stop = close = lambda self: None
+
+    def receive(self, views: Sequence[memoryview]) -> int:
+        try:
+            return os.readv(self.fd, views)
+        except BlockingIOError:
+            return 0
+
+    def send(self, frames: Sequence[Sequence[memoryview]]) -> tuple[int, int]:
+        return len(frames), 0
+
+    def statistics(self) -> dict[str, int]:
+        return {}
+
+
+def test_a_card_whose_buffers_were_crumbs_works_after_a_reset() -> None:
+    backend = Packets()
+    with Driver(NetDevice("net0", backend, b"\x52\x54\0\0\0\1")) as driver, backend.other, backend._socket:
+        for _ in range(12):
+            driver.queue(0).add([], [1] * 200, indirect=True)
+        driver.kick(0, force=True)
+        for _ in range(3):
+            backend.other.send(bytes(12) + b"x" * 9000)
+        assert until(lambda: driver.needs_reset)
+        assert "hold no frame" in driver.notes[0]
+        driver.negotiate()
+        assert driver.config(6, 2) == b"\1\0", "the link is up"
+        for _ in range(12):
+            driver.queue(0).add([], [2048])
+        driver.kick(0, force=True)
+        assert len(driver.wait_all(0, 10)) == 10, "the two frames that are left, in five buffers each"
+
+
+def test_pages_that_a_guest_gives_back_one_by_one(tmp_path: Path) -> None:
+    """Of a file that is mapped: a mapping for each would soon be all that the host lets a process have."""
+    size = 2 << 20
+    path = tmp_path / "image"
+    path.write_bytes(b"\xaa" * size)
+    with GuestMemory([(0, 4 << 20)]) as memory:
+        with path.open("rb") as file:
+            assert memory.map_file(1 << 20, size, file.fileno(), 0)
+        before = len(Path("/proc/self/maps").read_text().splitlines())
+        for page in range(1 << 20, 3 << 20, 8192):
+            memory.discard(page, 4096)
+        assert len(Path("/proc/self/maps").read_text().splitlines()) < before + 20
+        assert memory.read(1 << 20, 8192) == bytes(4096) + b"\xaa" * 4096
+        memory.discard(2 << 20, 1 << 18)
+        assert memory.read(2 << 20, 1 << 18) == bytes(1 << 18)

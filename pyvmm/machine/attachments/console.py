@@ -33,16 +33,23 @@ class Terminal(Channel):
 
         super().__init__(on_open=lambda is_open: wake(), on_room=wake, limit=INPUT_LIMIT)
         self._console = console
+        self._waits_for_room = False
 
     def take(self, views: list[memoryview]) -> int:
         """Output to the console, unless its reader is behind; :data:`CHUNK` bytes at a time."""
         console = self._console
         if console.full:
-            console.when_room(self.release)
+            if not self._waits_for_room:  # each kick of the guest's asks again
+                self._waits_for_room = True
+                console.when_room(self._has_room)
             return 0
         data = gather(views, CHUNK)
         console.put_bytes(data)
         return len(data)
+
+    def _has_room(self) -> None:
+        self._waits_for_room = False
+        self.release()
 
     def receive(self, data: bytes) -> None:
         """Input for the guest."""
