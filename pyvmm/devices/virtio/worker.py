@@ -74,8 +74,10 @@ class Worker:
         self._queues.append(callback)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run ``function`` in the thread soon; never, if it has been stopped.  Any thread."""
+        """Run ``function`` in the thread soon; never, if it has been stopped or the device has failed.  Any thread."""
         with self._lock:
+            if self.link.failed:
+                return
             self._calls.append(function)
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -84,8 +86,15 @@ class Worker:
         """Start the thread."""
         self._wake = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._wake, select.POLLIN)
-        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the host has no room for another
+            self._poll.unregister(self._wake)
+            os.close(self._wake)
+            self._wake = -1
+            raise
+        self._thread = thread
 
     def stop(self) -> None:
         """End the thread and wait for it; not from within it.  May be called again."""
