@@ -157,6 +157,10 @@ class Vhost:
             queue.next_avail = state.num & 0xFFFF
             self._set_file(uapi.VHOST_SET_VRING_KICK, vring, -1)
             self._set_file(uapi.VHOST_SET_VRING_CALL, vring, -1)
+        try:
+            os.eventfd_read(self._error_fd)  # what was wrong with these queues is not to fail the next ones
+        except BlockingIOError:
+            pass
 
     def close(self) -> None:
         """Stop, and close the device.  Closing twice is no error."""
