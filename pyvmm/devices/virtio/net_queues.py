@@ -46,6 +46,7 @@ _TURN = 64
 _BATCH = 32
 #: With so many buffers at hand no more are taken: one system call can fill 1024.
 _VIEWS = 512
+_MOST_VIEWS = 1024  # IOV_MAX
 _ONE_BUFFER = (1).to_bytes(2, "little")
 
 
@@ -169,6 +170,10 @@ class Receiver:
                 if self._held and len(self._views) > queue.size:  # the driver has no more to give
                     self._held = 0
                     self._counts.rx_dropped += 1
+                    if len(self._views) > _MOST_VIEWS:
+                        raise QueueError(
+                            f"virtqueue 0: buffers in {len(self._views)} pieces that hold no frame"
+                        )
                 if self._staged and not self._held:
                     return True  # whatever comes may fit
                 if not queue.enable_kicks():
