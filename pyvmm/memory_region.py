@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import mmap
 import os
-from ctypes import CDLL, addressof, c_char, c_int, c_int64, c_size_t, c_void_p, get_errno
+from ctypes import CDLL, addressof, c_char, c_int, c_int64, c_size_t, c_void_p, get_errno, memset
 from os import strerror
 
 from pyvmm.errors import HostError
 
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
+_FEWEST_BYTES = 64 << 10  # that are worth a mapping of their own
 _MAP_NORESERVE = 0x4000  # asm-generic/mman.h; mmap.MAP_NORESERVE only from Python 3.13
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2  # linux/mman.h
@@ -102,7 +103,11 @@ class Region:
         target = self.host_address + address - self.start
         for start, end in self._files:
             if target < end and start < target + size:
-                # Given back, the pages of a private file mapping would show the file again.
+                # Given back, the pages of a private file mapping would show the file again.  A mapping for each page
+                # that a guest names would be more than the host lets a process have.
+                if size < _FEWEST_BYTES:
+                    memset(target, 0, size)
+                    return
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
                 _map(target, size, flags, -1, 0, "guest RAM")
                 return
