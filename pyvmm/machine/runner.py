@@ -58,7 +58,7 @@ class Coalescer:
         if pio:
             (self._bus.pio_out.get(address) or self._bus.unknown_out(address)).access(value, size)
         else:
-            self._bus.mmio_write(address, value, size)
+            self._bus.mmio_deliver(address, value, size)
 
 
 class VcpuRunner:
