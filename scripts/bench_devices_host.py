@@ -170,7 +170,10 @@ def measure(machines: list[Machine], plan: dict[str, Any]) -> dict[str, Any]:
         print(f"{machine.name} is up", file=sys.stderr, flush=True)
     exits = {machine.name: Exits(machine.pid) for machine in machines}
     found: dict[str, Any] = {}
+    started = time.monotonic()
     for turn in range(plan["rounds"]):
+        if time.monotonic() - started > plan["seconds"]:
+            break
         for name, command in plan["work"].items():
             runs = found.setdefault(name, {machine.name: [] for machine in machines})
             for machine in machines if turn % 2 == 0 else machines[::-1]:
