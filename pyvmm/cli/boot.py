@@ -55,7 +55,7 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     )
     add = parser.add_argument
     add("kernel", nargs="?",
-        help="a bzImage, an ELF vmlinux, or any ELF file with a PVH note; told apart by content")  # fmt: skip
+        help="a bzImage, arm64 Image, ELF vmlinux, or any ELF file with a PVH note; told apart by content")  # fmt: skip
     add(
         "--cmdline",
         default=DEFAULT_CMDLINE,

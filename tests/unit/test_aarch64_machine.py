@@ -361,7 +361,7 @@ def test_advice() -> None:
 def test_coalesced_output_reaches_the_uart_and_counts_as_no_exit(kvm: Arm64Kvm, kernel: str) -> None:
     with build(MachineSpec(kernel, memory=64 * MIB, interactive=False)) as machine:
         sent: list[int] = []
-        machine.serial._transmit = sent.append  # type: ignore[attr-defined]
+        machine.serial._transmit = sent.append
         assert machine.coalescer is not None
         machine.coalescer._deliver(layout.UART, 4, ord("a"), False)
         machine.coalescer._deliver(layout.UART - 0x1000, 4, ord("b"), False)
