@@ -38,9 +38,10 @@ def test_usage_errors(arguments: list[str], message: str, capsys: pytest.Capture
 
 
 def test_without_qemu_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))  # no QEMU was fetched into it, and without apt none can be
     assert main(["lab", "--", "true"]) == 125
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
