@@ -75,6 +75,19 @@ CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "there is no in-kernel interrupt controller, or the interrupt number or descriptor is wrong",
         _ORDER_IRQCHIP,
     ),
+    ("KVM_IRQFD", EAGAIN): (
+        "the interrupt controller is not initialised yet",
+        "on arm64 initialise it once all vCPUs exist, and before interrupts are bound",
+    ),
+    ("KVM_ARM_VCPU_INIT", EINVAL): (
+        "this host has no such processor type or feature, the features contradict each other, or another vCPU "
+        "has others",
+        "take the type from KVM_ARM_PREFERRED_TARGET, and check the capability of each feature",
+    ),
+    ("KVM_ARM_VCPU_FINALIZE", EPERM): (
+        "the vCPU is finalised already, or lacks the feature",
+        "ask for it first",
+    ),
     ("KVM_IRQFD", EBUSY): ("that eventfd is bound to an interrupt already", "use one eventfd per interrupt"),
     ("KVM_IRQFD", EBADF): ("the descriptor is not open", ""),
     ("KVM_IOEVENTFD", EEXIST): ("another ioeventfd has that address, length and value", ""),
@@ -105,6 +118,11 @@ CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ("KVM_CREATE_DEVICE", EEXIST): ("the VM has such a device already", ""),
     ("KVM_SET_DEVICE_ATTR", ENXIO): ("the device has no such attribute", "ask has_attr() first"),
     ("KVM_GET_DEVICE_ATTR", ENXIO): ("the device has no such attribute", "ask has_attr() first"),
+    ("KVM_SET_DEVICE_ATTR", E2BIG): (
+        "the address is beyond the guest's",
+        "choose more address bits for the VM",
+    ),
+    ("KVM_SET_DEVICE_ATTR", EEXIST): ("the address was set already", ""),
     ("KVM_SET_DEVICE_ATTR", EBUSY): ("too late: a vCPU has run, or the device is initialised", ""),
     ("KVM_RUN", EFAULT): (
         "the guest used an address whose host memory is not mapped",

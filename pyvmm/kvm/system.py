@@ -127,6 +127,11 @@ def _in_container() -> bool:
 def _hint_missing() -> str:
     if _in_container():
         return "this is a container: start it with --device /dev/kvm, on a host that has it"
+    if os.uname().machine == "aarch64":
+        return (
+            "on arm64 KVM is part of the kernel, which has to be started at EL2; in a virtual machine, enable nested "
+            "virtualisation on its host"
+        )
     return (
         "load the module (modprobe kvm_intel or kvm_amd) and enable virtualisation in the firmware; "
         "in a virtual machine, enable nested virtualisation on its host"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from arm64_kvm import ITS, V2, V3, Arm64Kvm
 from conftest import ROOT
 
 from loader.errors import LoaderError
+from pyvmm import arch as architectures
 from pyvmm.arch import aarch64
 from pyvmm.arch.aarch64 import devicetree, layout
 from pyvmm.arch.aarch64.memory import vm_type
-from pyvmm.errors import CapabilityMissing, ImageError, PyvmmError, UsageError
-from pyvmm.kvm import System, arm64, uapi_arm64
+from pyvmm.errors import CapabilityMissing, HostError, ImageError, KvmMissing, PyvmmError, UsageError
+from pyvmm.kvm import KvmError, System, arm64, uapi_arm64
 from pyvmm.kvm.uapi import Cap
 from pyvmm.machine.attachments import attachment
 from pyvmm.machine.build import build
@@ -367,3 +369,36 @@ def test_coalesced_output_reaches_the_uart_and_counts_as_no_exit(kvm: Arm64Kvm, 
         machine.coalescer._deliver(layout.UART - 0x1000, 4, ord("b"), False)
         assert sent == [ord("a")]
         assert machine.exits() == {}
+
+
+def test_refusals_are_said_in_words(kvm: Arm64Kvm, kernel: str) -> None:
+    kvm.capabilities[Cap.ARM_SVE] = 1
+    kvm.features[99] = []  # a vCPU that has other features
+    with pytest.raises(KvmError, match="KVM_ARM_VCPU_INIT.*another vCPU has others"):
+        build(MachineSpec(kernel, memory=64 * MIB, interactive=False))
+
+
+def test_where_there_is_no_kvm_the_hint_is_arm64_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*host[:4], "aarch64")))
+    monkeypatch.setattr("pyvmm.kvm.system._in_container", lambda: False)
+    with pytest.raises(KvmMissing) as caught:
+        System("/nowhere/kvm")
+    assert "EL2" in caught.value.hint and "kvm_intel" not in caught.value.hint
+
+
+def test_the_architecture_is_the_host_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*host[:4], "aarch64")))
+    assert architectures.host() is aarch64
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*host[:4], "sparc")))
+    with pytest.raises(HostError, match="does not run on sparc hosts"):
+        architectures.host()
+
+
+def test_both_architectures_offer_the_same_names() -> None:
+    from pyvmm.arch import x86_64
+
+    assert set(x86_64.__all__) - set(aarch64.__all__) == {"event_device"}, "where no power button is attached"
+    assert set(aarch64.__all__) <= set(x86_64.__all__)
+    assert all(hasattr(aarch64, name) for name in aarch64.__all__)
