@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
 
 MOST_CLIENTS = 16
+#: Commands of one client that wait for something, or follow the console, at a time: each costs work as it comes.
+MOST_PENDING = 64
 #: Lines of one client that are handled before the others, and the machine's console, have their turn.
 LINES_A_TURN = 16
 #: Bytes of answers a client may leave lying before it is read no further, and before it is dropped.
@@ -272,6 +274,9 @@ class Control:
         """The answer to a request; None if it is still to come, or has been given."""
         machine, command, arguments = self._machine, request.command, request.arguments
         assert machine is not None, "lines are handled by the machine's event loop"
+        waits = command in ("pause", "wait") or (command == "console" and arguments["follow"])
+        if waits and len(client.pausing) + len(client.waiting) + len(client.followed) >= MOST_PENDING:
+            raise PyvmmError(f"{MOST_PENDING} commands are waiting already", "hang up, and ask once")
         if command == "status":
             return commands.status(machine, self.name)
         if command == "pause":

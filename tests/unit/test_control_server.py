@@ -19,7 +19,7 @@ from pyvmm.console import Console
 from pyvmm.control import server as server_module
 from pyvmm.control.client import Client, Gone, NoAnswer
 from pyvmm.control.protocol import MOST_LINE
-from pyvmm.control.server import MOST_CLIENTS, OUTPUT_MOST, Control
+from pyvmm.control.server import MOST_CLIENTS, MOST_PENDING, OUTPUT_MOST, Control
 from pyvmm.devices.virtio.balloon import BalloonDevice
 from pyvmm.errors import PyvmmError
 from pyvmm.machine.machine import Machine
@@ -369,6 +369,27 @@ def test_who_follows_and_does_not_read_is_dropped(served: Served, client: Client
             while True:
                 slow._read(time.monotonic() + 10)
     assert served.longest < 5
+
+
+@pytest.mark.parametrize("command", ["wait", "pause", "console"])
+def test_who_asks_again_and_again_is_refused(served: Served, client: Client, command: str) -> None:
+    served.vcpu.willing = False
+    line = (
+        json.dumps({"command": command} | ({"follow": True} if command == "console" else {})).encode() + b"\n"
+    )
+    with connect(served) as greedy:
+        greedy.sendall(line * (MOST_PENDING + 50) + b'{"id":9,"command":"version"}\n')
+        data = b""
+        while b'"id":9' not in data:
+            data += greedy.recv(1 << 16)
+        refused = [each for each in lines(data) if each.get("ok") is False]
+        assert len(refused) == 50 and "are waiting already" in refused[0]["error"]
+        (served_client,) = (
+            each for each in served.control._clients.values() if each.pausing or each.waiting or each.followed
+        )
+        kept = served_client.pausing, served_client.waiting, served_client.followed
+        assert sum(map(len, kept)) == MOST_PENDING
+        assert client.call("status")
 
 
 def test_who_goes_away_while_waiting_is_forgotten(served: Served, client: Client) -> None:
