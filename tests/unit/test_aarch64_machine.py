@@ -266,6 +266,7 @@ def test_what_finds_no_room_is_said_before_kvm_is_touched(kvm: Arm64Kvm, kernel:
 def test_a_device_tree_of_the_user_s_own(kvm: Arm64Kvm, kernel: str, tmp_path: Path) -> None:
     root = devicetree.Node("", {"compatible": devicetree.strings("acme,board")})
     root.add("chosen", {"acme,mode": devicetree.cells(7), "bootargs": devicetree.strings("theirs")})
+    root.add("memory", {"device_type": devicetree.strings("memory"), "reg": devicetree.wide(0, 1 << 40)})
     path, dump = tmp_path / "board.dtb", tmp_path / "dumped.dtb"
     path.write_bytes(devicetree.flatten_with(root, [(0x4100_0000, 0x1000)]))
     spec = MachineSpec(
@@ -282,10 +283,22 @@ def test_a_device_tree_of_the_user_s_own(kvm: Arm64Kvm, kernel: str, tmp_path: P
         address = kvm.registers[0][arm64.X[0]]
         assert machine.memory.read(address, dump.stat().st_size) == dump.read_bytes()
     assert found.properties == root.properties
+    (memory,) = [child for child in found.children if child.name.startswith("memory")]
+    assert memory.properties["reg"] == struct.pack(">QI", layout.RAM, 64 * MIB)  # cells by default: 2 and 1
     chosen = node(found, "chosen").properties
     assert chosen["bootargs"] == b"ours\0" and chosen["acme,mode"] == devicetree.cells(7)
     assert "kaslr-seed" not in chosen
     assert devicetree.unflatten(dump.read_bytes())[1] == [(0x4100_0000, 0x1000)]
+
+
+@pytest.mark.parametrize("count", [0, 5, 0xFFFF_FFFF])
+def test_a_device_tree_whose_cells_do_not_suit(
+    kvm: Arm64Kvm, kernel: str, tmp_path: Path, count: int
+) -> None:
+    path = tmp_path / "board.dtb"
+    path.write_bytes(devicetree.flatten(devicetree.Node("", {"#address-cells": devicetree.cells(count)})))
+    with pytest.raises(ImageError, match="do not suit the machine's memory"):
+        build(MachineSpec(kernel, memory=64 * MIB, interactive=False, dtb=str(path)))
 
 
 def test_a_device_tree_that_is_none(kvm: Arm64Kvm, kernel: str, tmp_path: Path) -> None:

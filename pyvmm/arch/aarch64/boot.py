@@ -206,13 +206,20 @@ def _user_tree(path: str) -> tuple[Node, list[tuple[int, int]]]:
 
 
 def write_device_tree(vcpus: Sequence[Vcpu], memory: GuestMemory, start: Entry, gic: Gic) -> None:
-    """Write the device tree to its place: the machine's own, or the user's with what the machine chose in /chosen.
+    """Write the device tree to its place: the machine's own, or the user's with the machine's RAM and /chosen.
 
     Raises ImageError if it does not fit, HostError if it cannot be dumped.
     """
     if start.user_tree is not None:
         root, reservations = start.user_tree
         fdt.choose(root, start.chosen)
+        try:
+            fdt.describe_memory(root, memory.ranges)
+        except OverflowError:
+            raise ImageError(
+                "the device tree's #address-cells and #size-cells do not suit the machine's memory",
+                "give them the value 2",
+            ) from None
     else:
         mpidrs = [vcpu.get_one_reg(arm64.MPIDR_EL1) for vcpu in vcpus]
         root = fdt.build(ram=memory.ranges, mpidrs=mpidrs, gic=gic, virtio=start.virtio, chosen=start.chosen)

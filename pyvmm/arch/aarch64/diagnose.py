@@ -138,7 +138,7 @@ def _explain(exit: Exit) -> str:
         abort = DataAbort(access.esr_iss)
         return (
             f"an access to guest address {access.fault_ipa:#x}, where there is no RAM, by an instruction that cannot"
-            f" be emulated, as one that loads or stores a pair ({abort.decode()})"
+            f" be emulated, such as LDP, STP or DC ZVA ({abort.decode()})"
         )
     return str(exit)
 

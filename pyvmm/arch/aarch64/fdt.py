@@ -61,8 +61,7 @@ def build(
     uart = _name("serial", layout.UART)
     root.child("chosen").properties["stdout-path"] = strings(f"/{uart}")
     root.add("aliases", {"serial0": strings(f"/{uart}")})
-    for start, size in ram:
-        root.add(_name("memory", start), {"device_type": strings("memory"), "reg": wide(start, size)})
+    describe_memory(root, ram)
     _add_cpus(root, mpidrs)
     # The function numbers are those of PSCI 0.2 and later, which need no properties.
     root.add("psci", {"compatible": strings("arm,psci-1.0", "arm,psci-0.2"), "method": strings("hvc")})
@@ -115,6 +114,23 @@ def choose(root: Node, chosen: Chosen) -> None:
         properties["rng-seed"] = chosen.rng_seed
     if chosen.kaslr_seed:
         properties["kaslr-seed"] = chosen.kaslr_seed
+
+
+def describe_memory(root: Node, ram: Sequence[tuple[int, int]]) -> None:
+    """Put the machine's RAM into the tree, in place of what it says of memory.  OverflowError if its cells are too few."""
+    root.children = [
+        child for child in root.children if child.properties.get("device_type") != strings("memory")
+    ]
+    # The specification's defaults are those of section 2.3.5.
+    wide_address, wide_size = (
+        int.from_bytes(root.properties.get(f"#{what}-cells", cells(default)), "big")
+        for what, default in (("address", 2), ("size", 1))
+    )
+    if max(wide_address, wide_size) > 4:
+        raise OverflowError("no number has more than four cells")
+    for start, size in ram:
+        reg = start.to_bytes(4 * wide_address, "big") + size.to_bytes(4 * wide_size, "big")
+        root.add(_name("memory", start), {"device_type": strings("memory"), "reg": reg})
 
 
 def _name(device: str, address: int) -> str:
