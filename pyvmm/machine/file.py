@@ -51,7 +51,7 @@ class Setting:
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("kernel", "path", "a bzImage, an ELF vmlinux, or any ELF file with a PVH note"),
+        Setting("kernel", "path", "a bzImage, arm64 Image, ELF vmlinux, or any ELF file with a PVH note"),
         Setting("cmdline", "text", "kernel command line"),
         Setting("initrd", "path", "initial RAM disk"),
         Setting("memory", "size", "guest RAM, as 512M or 1G; a number is in MiB"),
