@@ -215,13 +215,30 @@ def test_as_many_descriptors_as_the_queue_has_and_one_more():
     ring.refused("loop, or more than 8 descriptors")
 
 
+@pytest.mark.parametrize("flags", [0, WRITE])
+@pytest.mark.parametrize("count", [SIZE + 1, 256, 1024])
+def test_a_table_longer_than_the_queue(count, flags):
+    """Linux makes them: 2.7.5.3.1 forbids it, and no other device minds."""
+    ring = Ring()
+    entries = [(DATA + number, 1, NEXT | flags, number + 1) for number in range(count - 1)]
+    ring.table(*entries, (DATA, 1, flags, 0))
+    ring.describe(0, TABLE, 16 * count, INDIRECT)
+    ring.publish(0)
+    chain = ring.queue.pop()
+    assert chain is not None and chain.readable_size + chain.writable_size == count
+    assert (chain.writable if flags else chain.readable)[-2:] == [(DATA + count - 2, 1), (DATA, 1)]
+    ring.table(*entries, (DATA, 1, NEXT | flags, 0))
+    ring.publish(0)
+    ring.refused(f"loop, or more than {count} descriptors")
+
+
 @pytest.mark.parametrize(
     ("length", "flags", "words"),
     [
         (0, INDIRECT, "indirect table of 0x0 bytes"),
         (15, INDIRECT, "indirect table of 0xf bytes"),
         (24, INDIRECT, "indirect table of 0x18 bytes"),
-        (16 * (SIZE + 1), INDIRECT, "indirect table of 0x90 bytes"),
+        (16 * 1025, INDIRECT, "indirect table of 0x4010 bytes"),
         (0xFFFFFFF0, INDIRECT, "indirect table of 0xfffffff0 bytes"),
         (16, INDIRECT | NEXT, "indirect descriptor with a next one"),
     ],

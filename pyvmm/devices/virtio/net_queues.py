@@ -183,6 +183,8 @@ class Receiver:
             size = chain.writable_size
             if size < feature.HEADER_SIZE:
                 raise QueueError(f"virtqueue 0: a buffer of {size} bytes cannot hold a frame's header")
+            if len(chain.writable) > _VIEWS:
+                raise QueueError(f"virtqueue 0: {len(chain.writable)} descriptors for a frame, over {_VIEWS}")
             if self._held:
                 start = self._room - self._base
                 chain.write(self._spill[start : self._held - self._base], 0)

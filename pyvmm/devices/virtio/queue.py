@@ -33,6 +33,9 @@ AVAIL_F_NO_INTERRUPT = 1
 USED_F_NO_NOTIFY = 1
 #: The largest size of a split virtqueue (2.7).
 MOST_DESCRIPTORS = 1 << 15
+#: The longest indirect table, if the queue is shorter.  No chain may be longer than its queue (2.7.5.3.1), but Linux
+#: makes some that are: a splice from a large pipe to a console's port (virtio_console.c, port_fops_splice_write).
+LONGEST_TABLE = 1024
 #: A used element says in 32 bits how much was written.
 MOST_BYTES = (1 << 32) - 1
 
@@ -147,13 +150,14 @@ class Queue:
             if flags & DESC_F_INDIRECT:
                 table = self._indirect_table(address, length, flags, nested=table is not self._desc)
                 count, index = length >> 4, 0
+                left += max(count - size, 0)
                 if count >= FEWEST and left == size and (found := usual(table, self._start, self._end)):
                     readable, writable, read_size, write_size = found
                     break
                 continue
             if not left:
                 raise self._error(
-                    f"the chain from descriptor {head} has a loop, or more than {size} descriptors"
+                    f"the chain from descriptor {head} has a loop, or more than {max(size, count)} descriptors"
                 )
             left -= 1
             if not length or not (self._start <= address and address + length <= self._end):
@@ -196,7 +200,7 @@ class Queue:
             raise self._error("an indirect descriptor, which was not negotiated")
         if nested or flags & DESC_F_NEXT:
             raise self._error(f"an indirect descriptor {'within a table' if nested else 'with a next one'}")
-        if length % 16 or not 0 < length >> 4 <= self.size:
+        if length % 16 or not 0 < length >> 4 <= max(self.size, LONGEST_TABLE):
             raise self._error(f"an indirect table of {length:#x} bytes, in a queue of {self.size}")
         if not self._memory.contains(address, length):
             raise self._error(
