@@ -347,6 +347,13 @@ def test_a_receive_buffer_without_room_for_the_header_breaks_the_rules(rig):
     assert "a buffer of 11 bytes cannot hold a frame's header" in rig.driver.notes[0]
 
 
+def test_a_receive_buffer_in_more_pieces_than_one_system_call_fills(rig):
+    rig.driver.queue(RX).add([], [64] * 513, indirect=True)
+    rig.driver.kick(RX)
+    assert until(lambda: rig.driver.needs_reset)
+    assert "513 descriptors for a frame, over 512" in rig.driver.notes[0]
+
+
 # -- transmission -----------------------------------------------------------------------------------------
 
 
@@ -531,11 +538,14 @@ def test_commands(rig):
     assert command(rig, 2, 0, b"\1\0") == nf.ERR, "there are no VLAN filters"
     assert command(rig, 4, 0, b"\2\0") == nf.ERR, "there is one pair of queues"
     assert command(rig, 1, 0, bytes(8)) == nf.OK
+    generation = rig.driver.read(0x0FC)
     assert command(rig, 1, 1, b"\x52\x54\0\1\2\3") == nf.OK
+    assert rig.driver.config(0, 6) == b"\x52\x54\0\1\2\3", "before the command is given back"
+    assert rig.driver.read(0x0FC) != generation
     assert command(rig, 1, 1, b"\x53\x54\0\1\2\3") == nf.ERR, "a multicast address"
     assert command(rig, 1, 1, b"\x52\x54\0\1\2") == nf.ERR
     rig.driver.negotiate()
-    assert rig.driver.config(0, 6) == b"\x52\x54\0\1\2\3"
+    assert rig.driver.config(0, 6) == MAC, "the next driver finds the card's own address"
 
 
 @pytest.mark.parametrize(("readable", "writable"), [([b"\0"], [1]), ([b"\0\0\1"], []), ([], [1])])

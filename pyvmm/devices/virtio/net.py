@@ -54,6 +54,7 @@ class NetDevice(VirtioDevice):
         config = struct.pack(feature.CONFIG, mac, feature.LINK_UP, 1, mtu or 0)
         super().__init__(name, features=offered, queue_sizes=QUEUE_SIZES, config=config)
         self.backend = backend
+        self._mac = mac
         self._vhost = vhost
         self._say = say
         self._counts = Counts()
@@ -101,6 +102,7 @@ class NetDevice(VirtioDevice):
         if self._vhost is not None:
             self._vhost.stop()
         self.backend.stop()
+        self.config[:6] = self._mac
 
     def close(self) -> None:
         """Close the backend, and vhost."""
@@ -142,6 +144,8 @@ class NetDevice(VirtioDevice):
         if kind == feature.CLASS_MAC and command == feature.MAC_ADDR_SET:
             mac = chain.read(6, 2)
             if chain.readable_size == 8 and not mac[0] & 1:
-                self.config[:6] = mac  # the driver knows; others read it after the reset
+                self.config[:6] = mac
+                if self._link is not None:
+                    self._link.config_changed()  # before the command is given back (5.1.6.5.2.1)
                 return feature.OK
         return feature.ERR
