@@ -21,7 +21,7 @@ from pyvmm.devices.virtio.block import BlockDevice
 from pyvmm.devices.virtio.disk_file import DiskFile
 from pyvmm.devices.virtio.disk_overlay_file import temporary_overlay
 from pyvmm.devices.virtio.disk_raw import RawDisk
-from pyvmm.devices.virtio.features import EVENT_IDX
+from pyvmm.devices.virtio.features import EVENT_IDX, VERSION_1
 
 SIZE = 1 << 20
 
@@ -422,6 +422,21 @@ def test_a_driver_without_flush_has_every_write_synchronised(make, monkeypatch):
     assert disk.write(0, bytes(512)) == b.OK
     assert disk.ranges(b.WRITE_ZEROES, (0, 8, 1)) == b.OK
     assert seen == [used, used + 1]
+
+
+def test_without_flushes_there_is_no_cache_to_switch(make, monkeypatch):
+    """CONFIG_WCE without FLUSH: the device says "writethrough" before the driver may look (5.2.5.2)."""
+    disk = make(features=~b.F_FLUSH)
+    assert disk.driver.config(32, 1) == b"\0"
+    disk.driver.write_config(32, b"\1")
+    assert disk.driver.config(32, 1) == b"\0"
+    seen = watch_synchronising(disk, monkeypatch)
+    assert disk.write(0, bytes(512)) == b.OK
+    assert len(seen) == 1
+    disk.driver.reset()
+    assert disk.driver.accept(b.F_CONFIG_WCE | VERSION_1) and disk.driver.config(32, 1) == b"\0"
+    disk.driver.negotiate()
+    assert disk.driver.config(32, 1) == b"\1", "a driver that flushes has its cache"
 
 
 def test_the_driver_switches_the_cache_off_and_on(make, monkeypatch):

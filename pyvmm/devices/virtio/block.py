@@ -110,10 +110,16 @@ class BlockDevice(VirtioDevice):
         self._said: set[tuple[int, int | None]] = set()
         self._link: Link | None = None
         self._worker: Worker | None = None
+        self._can_flush = False
         self._reads = self._writes = self._flushes = self._discards = self._zeroes = self._errors = 0
         self._bytes_read = self._bytes_written = 0
 
     # -- for the transport ------------------------------------------------------------------------------
+
+    def agreed(self, features: int) -> None:
+        """Without flushes there is no cache, and the driver is told so (section 5.2.5.2)."""
+        self._can_flush = bool(features & F_FLUSH)
+        self.config[_WRITEBACK] = self._can_flush
 
     def activate(self, link: Link) -> None:
         """Start the thread that serves the queue."""
@@ -123,8 +129,7 @@ class BlockDevice(VirtioDevice):
         self._slice = link.memory.slice
         self._push = queue.push
         self._since = 0  # bytes moved since the driver was last told
-        self._can_flush = bool(link.features & F_FLUSH)
-        self._through = not self._can_flush or not self.config[_WRITEBACK]
+        self._through = not self.config[_WRITEBACK]
         self._worker = worker = Worker(self.name, link)
         worker.watch_queue(0, self._serve)
         worker.start()
@@ -140,7 +145,7 @@ class BlockDevice(VirtioDevice):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver switches the write cache: the only thing that it may write."""
-        if offset == _WRITEBACK and len(data) == 1 and self.features & F_CONFIG_WCE:
+        if offset == _WRITEBACK and len(data) == 1 and self._can_flush:
             self.config[_WRITEBACK] = data[0] & 1
             self._through = not data[0] & 1
 

@@ -85,6 +85,9 @@ class VirtioDevice:
         self.queue_sizes = queue_sizes
         self.config = bytearray(config)
 
+    def agreed(self, features: int) -> None:
+        """The driver has settled on ``features``, all of them.  What ``config`` holds after this is what it reads."""
+
     def activate(self, link: Link) -> None:
         """The driver is ready: start.  A PyvmmError marks the device NEEDS_RESET and is said on standard error."""
         raise NotImplementedError

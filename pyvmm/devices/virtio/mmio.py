@@ -194,6 +194,8 @@ class MmioTransport:
         added = value & _DRIVERS_BITS & ~words[reg.STATUS >> 2]
         if added & f.FEATURES_OK and (self._accepted & ~self._offered or not self._accepted & f.VERSION_1):
             added &= ~f.FEATURES_OK
+        if added & f.FEATURES_OK:
+            self.device.agreed(self._accepted)
         with self._page_lock:
             words[reg.STATUS >> 2] |= added & ~f.DRIVER_OK
             self._show_config()
