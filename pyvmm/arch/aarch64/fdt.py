@@ -117,7 +117,7 @@ def choose(root: Node, chosen: Chosen) -> None:
 
 
 def describe_memory(root: Node, ram: Sequence[tuple[int, int]]) -> None:
-    """Put the machine's RAM into the tree, in place of what it says of memory.  OverflowError: its cells do not suit."""
+    """Put the machine's RAM into the tree, for what it says of memory.  OverflowError if its cells do not suit."""
     root.children = [
         child for child in root.children if child.properties.get("device_type") != strings("memory")
     ]
