@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 from test_vhost import Kernel
-from test_vhost_user import CONFIG, GET_PROTOCOL_FEATURES, REPLY_ACK, SET_CONFIG, Backend, device
+from test_vhost_user import (
+    CONFIG,
+    GET_PROTOCOL_FEATURES,
+    REPLY_ACK,
+    SET_CONFIG,
+    SET_VRING_KICK,
+    Backend,
+    device,
+)
 from test_vsock import Guest, connect_to, greeted
 from virtio_driver import Driver
 
@@ -36,6 +44,7 @@ from pyvmm.devices.virtio.net import NetDevice
 from pyvmm.devices.virtio.rng import RngDevice
 from pyvmm.devices.virtio.vsock import Vsock
 from pyvmm.devices.virtio.vsock_bridge import Bridge
+from pyvmm.errors import HostError
 from pyvmm.machine.attachments.base import Host
 from pyvmm.machine.attachments.console import ConsoleAttachment
 from pyvmm.memory import GuestMemory
@@ -264,6 +273,39 @@ def test_a_backend_that_does_not_answer_holds_a_vcpu_up_once(backend: Backend) -
             driver.write_config(8, b"\x77")
         assert time.monotonic() - started < 3
         assert driver.needs_reset and "did not answer VHOST_USER_SET_CONFIG" in driver.notes[0]
+
+
+def test_a_backend_that_makes_the_kicks_block(backend: Backend) -> None:
+    """O_NONBLOCK belongs to what two descriptors share."""
+    driver = Driver(device(backend), shared=True)
+    kicks = [fds[0] for request, _, _, fds in list(backend.seen) if request == SET_VRING_KICK]
+    assert len(kicks) == 2
+    for fd in kicks:
+        os.set_blocking(fd, True)
+    resetting = threading.Thread(target=driver.reset, daemon=True)
+    resetting.start()
+    resetting.join(3)
+    stuck = resetting.is_alive()
+    for fd in kicks:
+        os.set_blocking(fd, False)
+        os.eventfd_write(fd, 1)
+    resetting.join(5)
+    driver.close()
+    assert not stuck
+
+
+def test_a_socket_of_somebody_else_s_in_our_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "port"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(place))
+
+    def sticky(path: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "unlink", sticky)
+    console = ConsoleAttachment.parse(f"port=a,socket={place}")
+    with pytest.raises(HostError, match="cannot replace .*port: Operation not permitted"):
+        console.create(Host("console0", None, None, [], print))  # type: ignore[arg-type]
 
 
 # --- the vsock bridge, when descriptors run out -------------------------------------------------------------

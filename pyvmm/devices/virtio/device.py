@@ -72,6 +72,8 @@ class VirtioDevice:
 
     DEVICE_ID = 0
     own_ring_features = False
+    #: Another process has the kicks' eventfds as well, and could make them block whoever reads them.
+    kicks_are_shared = False
     name: str
     features: int
     queue_sizes: tuple[int, ...]

@@ -235,7 +235,7 @@ class MmioTransport:
                 self.device.reset()
             except Exception as error:
                 self._say(_reason(error))
-            for kick in self._kicks:
+            for kick in () if self.device.kicks_are_shared else self._kicks:
                 try:
                     os.eventfd_read(kick)
                 except BlockingIOError:

@@ -56,6 +56,7 @@ class VhostUserDevice(VirtioDevice):
     """
 
     own_ring_features = True
+    kicks_are_shared = True
 
     def __init__(
         self,
