@@ -139,8 +139,7 @@ class ConsoleAttachment(Attachment):
         endpoint: Endpoint
         if self.socket:
             check_socket(self.socket)
-            if os.path.lexists(self.socket):
-                os.unlink(self.socket)
+            _remove_socket(self.socket)
             listener = _Listener(self.socket)
             host.closers.append(listener)
             endpoint = SocketEndpoint(listener.socket)
@@ -180,6 +179,16 @@ def check_socket(path: str) -> None:
         except OSError:
             pass
     raise HostError(f"somebody listens on {path} already", "choose another place, or stop the other program")
+
+
+def _remove_socket(path: str) -> None:
+    """Make room where a socket was left behind; HostError if it is somebody else's."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise HostError(f"cannot replace {path}: {error.strerror}", "choose another place") from None
 
 
 def _open(path: str) -> int:
