@@ -161,9 +161,9 @@ def test_ports_are_announced_as_the_driver_asks(guest_of):
     guest.say(0xFFFFFFFF, DEVICE_READY, 1)
     assert guest.hear(3) == [(number, PORT_ADD, 1, b"") for number in range(3)]
     guest.say(0, PORT_READY, 1)
-    assert guest.hear(2) == [(0, PORT_NAME, 1, b"org.example.agent\0"), (0, PORT_OPEN, 1, b"")]
+    assert guest.hear(2) == [(0, PORT_NAME, 1, b"org.example.agent"), (0, PORT_OPEN, 1, b"")]
     guest.say(1, PORT_READY, 1)
-    assert guest.hear(2) == [(1, PORT_NAME, 1, b"b\0"), (1, PORT_OPEN, 0, b"")]
+    assert guest.hear(2) == [(1, PORT_NAME, 1, b"b"), (1, PORT_OPEN, 0, b"")]
     guest.say(2, PORT_READY, 1)
     assert guest.hear(2) == [(2, CONSOLE_PORT, 1, b""), (2, PORT_OPEN, 1, b"")]
     listening._listener.close()

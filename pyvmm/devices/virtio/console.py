@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Feature bits (section 5.3.3).
 F_MULTIPORT = 1 << 1
 
-# Control messages (section 5.3.6.2): le32 id, le16 event, le16 value; after PORT_NAME the name.
+# Control messages (section 5.3.6.2): le32 id, le16 event, le16 value; after PORT_NAME the name, without a NUL.
 DEVICE_READY, PORT_ADD, PORT_REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, PORT_OPEN, PORT_NAME = range(8)
 _MESSAGE = struct.Struct("<IHH")
 #: The configuration space: le16 cols, le16 rows, le32 max_nr_ports, le32 emerg_wr.
@@ -316,7 +316,7 @@ class ConsoleDevice(VirtioDevice):
                 if port.console:
                     messages.append(pack(number, CONSOLE_PORT, 1))
                 if port.name:
-                    messages.append(pack(number, PORT_NAME, 1) + port.name.encode() + b"\0")
+                    messages.append(pack(number, PORT_NAME, 1) + port.name.encode())
                 messages.append(pack(number, PORT_OPEN, int(port.endpoint.connected)))
         elif event == PORT_OPEN:
             port.opened(bool(value))
