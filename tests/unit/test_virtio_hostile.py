@@ -400,6 +400,30 @@ def test_errors_of_the_kernel_s_vhost_end_with_the_reset(kernel: Kernel, tmp_pat
         assert not driver.needs_reset
 
 
+@pytest.mark.parametrize("request_", ["VSOCK_SET_RUNNING", "GET_VRING_BASE", "SET_VRING_KICK"])
+def test_a_refusal_does_not_leave_the_other_queues_running(
+    kernel: Kernel, tmp_path: Path, request_: str
+) -> None:
+    node = tmp_path / "vhost-vsock"
+    node.touch()
+    with Driver(Vsock("vsock0", 42, path=str(node))) as driver:
+        kernel.calls.clear()
+        kernel.errors[f"VHOST_{request_}"] = 5
+        driver.reset()
+        assert kernel.all("SET_VRING_CALL", "<Ii") == [(0, -1), (1, -1)]
+        assert request_ in driver.notes[0]
+
+
+def test_a_device_that_cannot_be_closed_does_not_keep_others_open() -> None:
+    class Stubborn(RngDevice):
+        def close(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    driver = Driver(Stubborn("rng0"))
+    driver.close()
+    assert driver.notes == ["rng0: internal error: OSError: [Errno 5] Input/output error"]
+
+
 def test_no_room_for_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with Driver(RngDevice("rng0"), start=False) as driver:
 

@@ -287,7 +287,10 @@ class MmioTransport:
                 return
             self._reset()
             self._closed = True
-            self.device.close()
+            try:
+                self.device.close()
+            except Exception as error:  # the other devices have to be closed as well
+                self._say(_reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -143,24 +143,35 @@ class Vhost:
         """Take the queues back: nothing touches guest memory any more.  Each queue is left at what comes next.
 
         Only vhost-net: other kinds have stopped their queues before.  Stopping twice is no error.
+        Raises VhostError, after all of it, for the first thing that the kernel refused.
         """
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
+        refused: list[VhostError] = []
+
+        def attempt(request: VhostIoctl, argument: Structure) -> None:
+            try:
+                self.ioctl(request, argument)
+            except VhostError as error:
+                refused.append(error)
+
         net, self._net = self._net, []
         for vring in net:
-            self._set_file(uapi.VHOST_NET_SET_BACKEND, vring, -1)
+            attempt(uapi.VHOST_NET_SET_BACKEND, uapi.vhost_vring_file(vring, -1))
         active, self._active = self._active, []
         for vring, queue in enumerate(active):
-            state = uapi.vhost_vring_state(vring, 0)
-            self.ioctl(uapi.VHOST_GET_VRING_BASE, state)
+            state = uapi.vhost_vring_state(vring, queue.next_avail)
+            attempt(uapi.VHOST_GET_VRING_BASE, state)
             queue.next_avail = state.num & 0xFFFF
-            self._set_file(uapi.VHOST_SET_VRING_KICK, vring, -1)
-            self._set_file(uapi.VHOST_SET_VRING_CALL, vring, -1)
+            attempt(uapi.VHOST_SET_VRING_KICK, uapi.vhost_vring_file(vring, -1))
+            attempt(uapi.VHOST_SET_VRING_CALL, uapi.vhost_vring_file(vring, -1))
         try:
             os.eventfd_read(self._error_fd)  # what was wrong with these queues is not to fail the next ones
         except BlockingIOError:
             pass
+        if refused:
+            raise refused[0]
 
     def close(self) -> None:
         """Stop, and close the device.  Closing twice is no error."""

@@ -75,10 +75,12 @@ class Vsock(VirtioDevice):
 
     def reset(self) -> None:
         """Stop: connections of the guest are reset by the kernel when it comes back."""
-        if self._running:
-            self._running = False
-            self.vhost.ioctl(vhost_uapi.VHOST_VSOCK_SET_RUNNING, c_int(0))
-        self.vhost.stop()
+        try:
+            if self._running:
+                self._running = False
+                self.vhost.ioctl(vhost_uapi.VHOST_VSOCK_SET_RUNNING, c_int(0))
+        finally:
+            self.vhost.stop()
 
     def close(self) -> None:
         """Give the CID back."""
