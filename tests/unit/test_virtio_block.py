@@ -204,6 +204,25 @@ def test_identity(make):
 
 
 @pytest.mark.parametrize(
+    ("kind", "readable", "writable", "used"),
+    [
+        (b.GET_ID, [], [20, 1], 21), (b.GET_ID, [], [100, 1], 20), (b.FLUSH, [], [1], 1), (b.FLUSH, [], [20, 1], 0),
+        (b.OUT, [bytes(512)], [1], 1), (b.OUT, [bytes(512)], [4096, 1], 0), (b.IN, [], [512, 1], 513),
+    ],
+)  # fmt: skip
+def test_no_more_is_said_to_be_written_than_was(make, kind, readable, writable, used):
+    """From the first buffer on, all of what the used length covers was written (2.7.8.2)."""
+    disk = make(serial="pyvmm-disk")
+    token = disk.driver.queue(0).add([header(kind), *readable], writable)
+    disk.driver.kick(0)
+    assert disk.driver.wait(0) == [(token, used)]
+    *buffers, status = disk.driver.written(token)
+    assert status == bytes((b.OK,))
+    covered = b"".join(buffers)[:used]
+    assert kind == b.IN or bytes((UNWRITTEN,)) not in covered
+
+
+@pytest.mark.parametrize(
     ("kind", "sector", "size"),
     [
         (b.IN, SIZE // 512, 512), (b.IN, SIZE // 512 - 1, 1024), (b.IN, (1 << 64) - 1, 512), (b.IN, 1 << 55, 512),

@@ -220,6 +220,9 @@ class BlockDevice(VirtioDevice):
             else:
                 result = self._rare(kind, chain)
             written = chain.writable_size
+            if written > 1 and kind != IN:  # never more than what was written from the start on (2.7.8.2)
+                id_and_status = kind == GET_ID and written == ID_BYTES + 1
+                written = ID_BYTES + id_and_status if kind == GET_ID else 0
         except OSError as error:
             result = IOERR
             self._failed(kind, sector << 9, size, error)
