@@ -176,14 +176,38 @@ def test_a_ready_queue_stays_where_it_is(driver):
     )  # fmt: skip
 
 
-def test_a_queue_in_use_stays_ready(driver):
+def test_taking_a_queue_back_stops_the_device(driver):
+    """Once QueueReady reads 0, the driver may use the queue's memory for something else (4.2.2.1, 4.2.2.2)."""
     driver.negotiate()
-    driver.write(reg.QUEUE_SEL, 0)
+    driver.write(reg.QUEUE_SEL, 2)  # there is none
     driver.write(reg.QUEUE_READY, 0)
-    driver.write(reg.QUEUE_NUM, 4)
-    assert driver.read(reg.QUEUE_READY) == 1
-    driver.reset()
+    assert driver.device.events == ["activate"] and not driver.needs_reset
+    driver.write(reg.QUEUE_SEL, 1)
+    driver.write(reg.QUEUE_READY, 1)
+    assert driver.read(reg.QUEUE_READY) == 1 and driver.device.events == ["activate"]
+    driver.write(reg.QUEUE_READY, 0)
+    assert driver.device.events == ["activate", "reset"], "before the driver reads it"
     assert driver.read(reg.QUEUE_READY) == 0
+    assert driver.needs_reset and driver.interrupts()
+    assert driver.notes == ["plain0: the guest took virtqueue 1 back, which was in use"]
+    driver.write(reg.QUEUE_READY, 0)
+    driver.write(reg.QUEUE_READY, 1)
+    assert driver.read(reg.QUEUE_READY) == 0, "it is not used again before the reset"
+    driver.negotiate()
+    assert driver.device.events[-1] == "activate" and not driver.needs_reset
+
+
+def test_a_queue_taken_back_is_left_alone():
+    with Driver(RngDevice("rng0")) as driver:
+        token = driver.queue(0).add([], [16])
+        driver.kick(0)
+        assert driver.wait(0) == [(token, 16)]
+        driver.write(reg.QUEUE_READY, 0)
+        used = driver.memory.read(driver.queue(0).used, 64)
+        driver.queue(0).add([], [16])
+        driver.kick(0, force=True)
+        assert driver.wait(0, timeout=0.1) == []
+        assert driver.memory.read(driver.queue(0).used, 64) == used
 
 
 def test_a_queue_that_is_not_ready_can_move(driver):

@@ -138,6 +138,8 @@ class MmioTransport:
             writer = self._writers.get(offset)
             if writer is not None:
                 writer(value)
+            elif offset == reg.QUEUE_READY and not value & 1 and self._link is not None:
+                self._take_back(self._link)
             else:
                 self._queues.write(offset, value)
 
@@ -228,19 +230,30 @@ class MmioTransport:
     def _reset(self) -> None:
         link, self._link = self._link, None
         if link is not None:
-            # A guest that goes on filling its queues must not keep the device from coming to an end.
-            for queue in link.queues:
-                queue.broken = True
-            try:
-                self.device.reset()
-            except Exception as error:
-                self._say(_reason(error))
+            self._stop(link)
             for kick in () if self.device.kicks_are_shared else self._kicks:
                 try:
                     os.eventfd_read(kick)
                 except BlockingIOError:
                     pass
         self._clear()
+
+    def _stop(self, link: Link) -> None:
+        # A guest that goes on filling its queues must not keep the device from coming to an end.
+        for queue in link.queues:
+            queue.broken = True
+        try:
+            self.device.reset()
+        except Exception as error:
+            self._say(_reason(error))
+
+    def _take_back(self, link: Link) -> None:
+        """The driver wants a queue back that is in use: nothing may touch it once QueueReady reads 0 (4.2.2.1).  No
+        device can do without one, so all of it stops, until its reset."""
+        queue = self._queues.release()
+        if queue is not None:
+            self._stop(link)
+            self._fail(link, f"the guest took virtqueue {queue} back, which was in use")
 
     # -- what the device says ---------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class _Setup:
 class QueueRegisters:
     """The queues' registers in ``words``, the page of a device with queues of at most ``sizes``.
 
-    From :meth:`make` on the queues are in use, and stay as they are until :meth:`clear`.
+    From :meth:`make` on the queues are in use, and stay as they are until :meth:`clear`, but for :meth:`release`.
     """
 
     __slots__ = ("_in_use", "_selected", "_setups", "_sizes", "_words")
@@ -69,6 +69,15 @@ class QueueRegisters:
         elif register in _ADDRESSES:
             part, shift = _ADDRESSES[register]
             setup.addresses[part] = setup.addresses[part] & ~(0xFFFFFFFF << shift) | value << shift
+
+    def release(self) -> int | None:
+        """The selected queue is ready no more, though in use; its number, None if it was not ready."""
+        selected = self._selected
+        if selected >= len(self._setups) or not self._setups[selected].ready:
+            return None
+        self._setups[selected].ready = False
+        self._words[reg.QUEUE_READY >> 2] = 0
+        return selected
 
     def make(self, link: Link) -> list[Queue]:
         """The queues of a device that starts.  QueueError or PyvmmError if one is not as it may be."""
