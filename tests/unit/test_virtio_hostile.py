@@ -26,7 +26,7 @@ from test_vsock import Guest, connect_to, greeted
 from virtio_driver import Driver
 
 from pyvmm.console import Console
-from pyvmm.devices.virtio import block, vhost
+from pyvmm.devices.virtio import block, disk_overlay, vhost
 from pyvmm.devices.virtio.balloon import BalloonDevice
 from pyvmm.devices.virtio.block import BlockDevice
 from pyvmm.devices.virtio.console import (
@@ -36,7 +36,7 @@ from pyvmm.devices.virtio.console import (
     ConsoleDevice,
     Port,
 )
-from pyvmm.devices.virtio.console_ports import Channel, Endpoint
+from pyvmm.devices.virtio.console_ports import Channel, Endpoint, FileEndpoint
 from pyvmm.devices.virtio.daemon import Daemon
 from pyvmm.devices.virtio.disk_overlay import BASE, DATA, OverlayDisk
 from pyvmm.devices.virtio.features import NEEDS_RESET
@@ -156,6 +156,44 @@ def test_the_time_a_patchwork_takes_grows_with_its_size_only() -> None:
     runs = list(disk._runs(1, 1 << 19))
     assert time.process_time() - started < 4  # a copy of what is left for each run takes a minute
     assert len(runs) == 1 << 19 and runs[0] == (DATA, 1, 2) and runs[-1] == (BASE, 1 << 19, (1 << 19) + 1)
+
+
+def test_a_patchwork_is_read_into_many_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_overlay, "read_all", lambda fd, views, offset, size: None)
+
+    class Base:
+        size = 2 << 30
+
+        def read(self, views: Sequence[memoryview], offset: int, size: int) -> None:
+            assert sum(map(len, views)) == size
+
+    clusters = Base.size >> 12
+    map_ = bytearray(bytes((BASE, DATA)) * (clusters // 2))
+    disk = OverlayDisk(Base(), -1, map_, shift=12, map_offset=None, data_offset=0)  # type: ignore[arg-type]
+    views = [memoryview(bytearray(4 << 20))] * 512
+    started = time.process_time()
+    disk.read(views, 0, Base.size)
+    assert (
+        time.process_time() - started < 6
+    )  # looking for each piece from the first buffer on takes three times as long
+
+
+def test_a_file_gets_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may be as large as guest RAM, and a write of that cannot be interrupted."""
+    sizes = []
+    writev = os.writev
+    monkeypatch.setattr(
+        os, "writev", lambda fd, views: sizes.append(sum(map(len, views))) or writev(fd, views)
+    )
+    endpoint = FileEndpoint(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), "out", print)
+    views = [memoryview(bytes(3 << 20)), memoryview(b"end")]
+    done = 0
+    while done < (3 << 20) + 3:
+        taken = endpoint.take([views[0][done:], views[1]] if done < 3 << 20 else [views[1]])
+        done += taken
+    endpoint.close()
+    assert (tmp_path / "out").read_bytes() == bytes(3 << 20) + b"end"
+    assert max(sizes) <= 1 << 20
 
 
 # --- nothing grows ------------------------------------------------------------------------------------------

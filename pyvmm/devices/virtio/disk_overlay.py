@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 
-from pyvmm.devices.virtio.disk_io import part, punch_hole, read_all, write_all, write_zeroes
+from pyvmm.devices.virtio.disk_io import punch_hole, read_all, write_all, write_zeroes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,30 @@ def cluster_shift(size: int) -> int:
     while -(-size >> shift) > _LARGEST_MAP:
         shift += 1
     return shift
+
+
+class _Views:
+    """Views that are taken piece by piece, in time that grows with the pieces and the views only."""
+
+    __slots__ = ("_at", "_skip", "_views")
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = views
+        self._at = self._skip = 0
+
+    def take(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes."""
+        found = []
+        while size:
+            view = self._views[self._at]
+            piece = view[self._skip : self._skip + size]
+            found.append(piece)
+            size -= len(piece)
+            self._skip += len(piece)
+            if self._skip == len(view):
+                self._at += 1
+                self._skip = 0
+        return found
 
 
 class OverlayDisk:
@@ -88,10 +112,11 @@ class OverlayDisk:
         """Fill ``views``, ``size`` bytes together, from ``offset``."""
         shift = self._shift
         first, last = offset >> shift, (offset + size - 1) >> shift
+        left = _Views(views)
         for state, start, end in self._runs(first, last):
             begin = max(start << shift, offset)
             length = min(end << shift, offset + size) - begin
-            wanted = views if length == size else part(views, begin - offset, length)
+            wanted = views if length == size else left.take(length)
             if state == DATA:
                 read_all(self._fd, wanted, self._data + begin, length)
             elif state == BASE:
