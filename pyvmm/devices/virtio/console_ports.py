@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Bytes of output that Python code gets at a time.
 CHUNK = 64 * 1024
+#: Bytes of output that a file gets at a time: nothing can interrupt the write, and disks are slow.
+FILE_CHUNK = 1 << 20
 #: Bytes of input that may wait in a :class:`Channel` before its user is to send no more.
 CHANNEL_LIMIT = 256 * 1024
 #: Buffers in one writev or readv; the host's limit is 1024 (IOV_MAX).
@@ -192,7 +194,7 @@ class FileEndpoint(Endpoint):
     def take(self, views: list[memoryview]) -> int:
         if not self._failed:
             try:
-                return os.writev(self._fd, views[:VECTOR])
+                return os.writev(self._fd, _first(views, FILE_CHUNK))
             except BlockingIOError:
                 if self._thread is not None:
                     self._thread.watch(self._fd, self._writable, select.POLLOUT)
@@ -354,6 +356,18 @@ def gather(views: list[memoryview], most: int) -> bytes:
         if len(data) == most:
             break
     return bytes(data)
+
+
+def _first(views: list[memoryview], most: int) -> list[memoryview]:
+    """The first bytes of ``views``, at most ``most``, in at most VECTOR pieces."""
+    found = []
+    for view in views[:VECTOR]:
+        piece = view[:most]
+        found.append(piece)
+        most -= len(piece)
+        if not most:
+            break
+    return found
 
 
 def wait_for(fd: int, events: int, seconds: float = LAST_SECONDS) -> bool:
