@@ -367,6 +367,21 @@ def test_failing_is_said_once(driver):
     assert link.queues[0].pop() is None
 
 
+def test_a_failure_is_said_before_it_is_seen(driver):
+    seen = []
+    driver.transport._print = lambda text: seen.append((text, driver.needs_reset, driver.interrupts()))
+    driver.negotiate()
+    driver.device.link.fail("broken")
+    assert seen == [("plain0: broken", False, 0)] and driver.needs_reset and driver.interrupts() == 1
+
+
+def test_a_failure_during_which_the_driver_resets_is_none_of_the_next_driver(driver):
+    driver.transport._print = lambda text: driver.reset()
+    driver.negotiate()
+    driver.device.link.fail("broken")
+    assert not driver.needs_reset and driver.read(reg.INTERRUPT_STATUS) == 0
+
+
 def test_failing_for_ever_is_not_said_for_ever(driver):
     for number in range(mmio.MOST_NOTES + 5):
         driver.negotiate()

@@ -276,10 +276,13 @@ class MmioTransport:
             link.failed = True
             for queue in link.queues:
                 queue.broken = True
+        self._say(reason)  # before the guest sees it, and does whatever it does about it
+        with self._page_lock:
+            if link is not self._link:
+                return
             self._words[reg.STATUS >> 2] |= f.NEEDS_RESET
             self._words[reg.INTERRUPT_STATUS >> 2] |= f.CONFIG_CHANGE
         link.interrupt()
-        self._say(reason)
 
     def _config_changed(self, link: Link, config: bytes | None) -> None:
         words = self._words
