@@ -87,7 +87,12 @@ def test_output_without_end_is_given_up_at_the_reset(running: bool) -> None:
         if not running:  # it is only found at the reset
             entered, go_on = threading.Event(), threading.Event()
             assert console._worker is not None
-            console._worker.call(lambda: (entered.set(), go_on.wait(1))[0])
+
+            def busy() -> None:
+                entered.set()
+                go_on.wait(1)
+
+            console._worker.call(busy)
             assert entered.wait(5)
         for head in range(8):
             queue.set_descriptor(head, 0x100000, 8 << 20)
@@ -180,11 +185,14 @@ def test_a_patchwork_is_read_into_many_buffers(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_file_gets_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request may be as large as guest RAM, and a write of that cannot be interrupted."""
-    sizes = []
+    sizes: list[int] = []
     writev = os.writev
-    monkeypatch.setattr(
-        os, "writev", lambda fd, views: sizes.append(sum(map(len, views))) or writev(fd, views)
-    )
+
+    def noted(fd: int, views: Sequence[memoryview]) -> int:
+        sizes.append(sum(map(len, views)))
+        return writev(fd, views)
+
+    monkeypatch.setattr(os, "writev", noted)
     endpoint = FileEndpoint(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), "out", print)
     views = [memoryview(bytes(3 << 20)), memoryview(b"end")]
     done = 0
@@ -218,7 +226,7 @@ def test_clients_that_come_and_go_while_the_guest_does_not_listen() -> None:
         worker.call(done.set)
         assert done.wait(5)
         assert len(console._messages) <= MESSAGES_WAITING + 8
-        heard = []
+        heard: list[bytes] = []
         while not heard or console._messages:
             driver.queue(2).add([], [64])
             driver.kick(2)
