@@ -41,7 +41,7 @@ def test_without_qemu_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))  # no QEMU was fetched into it, and without apt none can be
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))  # holds no QEMU, and without apt gets none
     assert main(["lab", "--", "true"]) == 125
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
