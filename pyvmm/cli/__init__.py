@@ -6,6 +6,7 @@ argparse with what it needs about as much again).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -42,14 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _occupy_standard_descriptors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # here, where it can still be said that the output was not taken
+        return code
     except _own_errors() as error:
         return report_error(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output went away; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away.
+        _drop_output()
         say(
             "pyvmm: nobody reads the output any more",
             "hint: keep its reader running, or send the output to a file",
@@ -58,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PYVMM_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            where = f": {error.filename}" if error.filename else ""
+            say(
+                f"pyvmm: {error.strerror}{where}",
+                "hint: free some space, or send the output to another place",
+            )
+            return EXIT_ERROR
         say(
             f"pyvmm: internal error: {type(error).__name__}: {error}",
             "hint: this is a bug in pyvmm; PYVMM_DEBUG=1 shows where it happened",
@@ -87,6 +98,15 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from trying, at its exit, to write what was not taken, and complaining about it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -24,11 +24,23 @@ argparse._ = lambda text: text  # type: ignore[attr-defined]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UsageErrors and whose options cannot be abbreviated."""
+    """An ArgumentParser whose errors are UsageErrors and whose options cannot be abbreviated.
+
+    ``others`` are options that it has too, but was not told of: the nearest to a misspelt one may be among them.
+    """
+
+    others: tuple[str, ...] = ()
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_formatter)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with argparse's message."""
+        """Raise UsageError with argparse's message, and the option that is meant if one is near."""
+        if message.startswith("unrecognized arguments: -"):
+            from difflib import get_close_matches
+
+            word = message.split()[2].partition("=")[0]
+            near = get_close_matches(word, (*self._option_string_actions, *self.others), 1, 0.7)
+            if near and near[0] != word:
+                message += f"; perhaps you mean {near[0]}"
         raise UsageError(message, f"{self.prog} --help lists the options")

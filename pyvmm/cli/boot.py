@@ -104,6 +104,9 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
     parser.set_defaults(attachments=None, machine=None, dump_machine=False, machine_schema=False)
     parser.set_defaults(dtb=None, dump_dtb=None)
+    parser.others = tuple(option for option, *_ in (*MACHINE_FILES, *DEVICE_TREES)) + tuple(
+        kind[1] for kind in KINDS
+    )
     words = None if arguments is None else {word.partition("=")[0] for word in arguments}
     for option, metavar, help in (*MACHINE_FILES, *DEVICE_TREES):
         if words is None or words & {option, "-h", "--help"}:

@@ -70,8 +70,9 @@ class Share(Attachment):
 
         check_tag(self.tag)
         if not os.path.isdir(self.path):
-            what = "not a directory" if os.path.exists(self.path) else "no such directory"
-            raise UsageError(f"share {self.path}: {what}", "make it first")
+            if os.path.exists(self.path):
+                raise UsageError(f"share {self.path}: not a directory", "share the directory it is in")
+            raise UsageError(f"share {self.path}: no such directory", "check the name, or make it first")
         find()
 
     def create(self, host: Host) -> VirtioDevice:

@@ -1,0 +1,75 @@
+"""Output that is not taken, and options that are misspelt: one line and a hint, and an exit code that says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyvmm.cli.boot import parser
+from pyvmm.errors import UsageError
+
+
+def run(*arguments: str, stdout: int, buffered: bool = True) -> subprocess.CompletedProcess[bytes]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    if not buffered:
+        environment["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, "-m", "pyvmm", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_is_not_called_a_bug_nor_a_panic(buffered: bool) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = run("--help", stdout=full, buffered=buffered)
+    finally:
+        os.close(full)
+    assert done.returncode == 125
+    first, hint = done.stderr.decode().splitlines()
+    assert first == "pyvmm: No space left on device"
+    assert hint.startswith("hint: free some space")
+
+
+def test_a_reader_that_went_away_before_the_last_of_the_output_is_said_in_one_line() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run("--help", stdout=writer)
+    finally:
+        os.close(writer)
+    assert done.returncode == 125
+    assert done.stderr.decode().startswith("pyvmm: nobody reads the output any more\nhint: ")
+    assert b"Exception" not in done.stderr
+
+
+def test_output_that_was_closed_from_the_start_is_dropped() -> None:
+    command = f"{sys.executable} -m pyvmm --help >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--memroy", "--memory"),
+        ("--mahcine=x", "--machine"),
+        ("--dsk", "--disk"),
+        ("--dump-dtp", "--dump-dtb"),
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+    words = ["vmlinux", typed]
+    with pytest.raises(UsageError) as caught:
+        parser(words).parse_args(words)
+    assert caught.value.message == f"unrecognized arguments: {typed}; perhaps you mean {meant}"
+
+
+@pytest.mark.parametrize("typed", ["--zzzzzz", "extra"])
+def test_nothing_is_guessed_where_nothing_is_near(typed: str) -> None:
+    words = ["vmlinux", typed]
+    with pytest.raises(UsageError) as caught:
+        parser(words).parse_args(words)
+    assert caught.value.message == f"unrecognized arguments: {typed}"
