@@ -407,6 +407,9 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
     for path in carry_in:
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file", "check the name")
+    for path in (options.kernel, options.initrd):
+        if path is not None and os.path.isdir(path):  # all of it would be carried in
+            raise UsageError(f"{path}: a directory, not a file", "give the file inside it")
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
     resolved = None
     if options.machine is not None:  # what it says by now, as one file

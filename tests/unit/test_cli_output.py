@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from pyvmm.cli import main
 from pyvmm.cli.boot import parser
 from pyvmm.errors import UsageError
 
@@ -73,3 +75,15 @@ def test_nothing_is_guessed_where_nothing_is_near(typed: str) -> None:
     with pytest.raises(UsageError) as caught:
         parser(words).parse_args(words)
     assert caught.value.message == f"unrecognized arguments: {typed}"
+
+
+@pytest.mark.parametrize("words", [["{}", "--lab"], ["vmlinux", "--initrd", "{}", "--lab"]])
+def test_a_directory_as_a_kernel_is_not_carried_into_the_lab(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmlinux").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("pyvmm.lab.foreground.run_in_foreground", lambda *_, **__: 0)
+    assert main(["boot", *(word.format("folder") for word in words)]) == 125
+    assert capsys.readouterr().err.startswith("pyvmm: folder: a directory, not a file\nhint: ")
