@@ -197,3 +197,10 @@ def test_the_options_that_are_used_are_known(words):
     for _, option, _, _ in KINDS:
         used = words[0].partition("=")[0] in (option, "-h", "--help")
         assert (f"[{option} " in known or f"[{option}]" in known) == used, option
+
+
+@pytest.mark.parametrize("text", ["foo", "tap", "foo,mtu=1500"])
+def test_a_card_of_an_unknown_mode_is_told_of_both(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        attachment("net").parse(text)
+    assert caught.value.hint == "write --net user or --net tap=NAME"

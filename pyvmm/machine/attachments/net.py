@@ -11,6 +11,8 @@ from pyvmm.machine.attachments.base import Attachment, Key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.tap import Tap
     from pyvmm.devices.virtio.vhost import Vhost
@@ -85,6 +87,14 @@ class Net(Attachment):
                         f"forward={each.text}: port {each.host} is forwarded already", "choose another"
                     )
                 taken.add(port)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The card that an option's ``text`` describes.  UsageError."""
+        word = text.partition(",")[0]
+        if word and "=" not in word and word != "user":
+            raise UsageError(f"mode={word}: unknown", "write --net user or --net tap=NAME")
+        return super().parse(text)
 
     def check(self) -> None:
         """Whether passt is installed and its ports are free; whether there can be TAP interfaces."""
