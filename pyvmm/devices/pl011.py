@@ -10,7 +10,9 @@ anything, so that a clear of theirs has no lasting effect as long as there is so
 
 Input given to :meth:`Pl011.receive` waits until the guest is ready for it: one of the receive interrupts is enabled, or
 it has read FR :data:`POLLS` times in a row and done nothing else.  Linux empties the FIFO before it enables them
-(pl011_enable_interrupts, drivers/tty/serial/amba-pl011.c), and so loses none of it.
+(pl011_enable_interrupts, drivers/tty/serial/amba-pl011.c), and so loses none of it.  But before that, when it opens the
+port, it enables them for a moment (pl011_hwinit): what was let in then goes back to wait when they are disabled.  That
+happens once after each write of CR, and only until a byte is read, as other guests disable them to read in peace.
 
 Writes to DR may be collected by KVM and handed over in order before the next exit is handled; see
 :mod:`pyvmm.devices.serial` for what the machine calls then.
@@ -137,6 +139,7 @@ class Pl011:
         self._imsc = self._ris = 0
         self._level = False
         self._polls = 0
+        self._unread = True  # no byte was read, and none went back to wait, since CR was written
         self._plain = False  # a write of DR is just transmitted: no loopback, and TXRIS is up already
         self._rest = dict.fromkeys(_REMEMBERED, 0)
 
@@ -232,10 +235,11 @@ class Pl011:
                 self._ris &= ~value
                 self._plain = False
             elif offset == IMSC:
-                self._imsc = value & _ALL
+                self._set_mask(value & _ALL)
             elif offset == CR:
                 self._cr = value & 0xFFFF
                 self._plain = False
+                self._unread = True
             elif offset == LCR_H:
                 self._set_line(value & 0xFF)
             elif offset == IFLS:
@@ -260,6 +264,7 @@ class Pl011:
         if not self._receiver.fifo:
             return 0
         value = self._receiver.pop()
+        self._unread = False
         self._update()
         return value
 
@@ -276,6 +281,13 @@ class Pl011:
                 self._plain = bool(self._ris & _TX)
             self._ris |= _TX
             self._update()
+
+    def _set_mask(self, value: int) -> None:
+        """IMSC.  Disabling the receive interrupts before a byte was read has the host's input wait again."""
+        if self._unread and self._imsc & _RECEIVE and not value & _RECEIVE:
+            self._receiver.reset()
+            self._unread = False
+        self._imsc = value
 
     def _set_line(self, value: int) -> None:
         """LCR_H.  Switching the FIFOs on or off empties them; what came from the host comes again."""

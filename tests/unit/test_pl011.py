@@ -127,6 +127,37 @@ def test_input_waits_until_linux_has_opened_the_port() -> None:
     assert not uart.line.up and uart.device.pending == 0
 
 
+def test_linux_opening_the_port_loses_no_input() -> None:
+    """pl011_hwinit enables the receive interrupts for a moment, and pl011_enable_interrupts empties the FIFO."""
+    uart = Uart()
+    data = bytes(range(FIFO_SIZE + 8))
+    uart.write(LCR_H, LineControlRegister.FEN)
+    uart.device.receive(data)
+    for _ in range(2):  # it is opened twice
+        uart.write(CR, ControlRegister.UARTEN | ControlRegister.RXE)
+        uart.write(ICR, RT | RX)
+        uart.write(IMSC, RT | RX)
+        uart.write(IMSC, 0)
+        uart.write(CR, ControlRegister.UARTEN | ControlRegister.RXE)
+        uart.write(ICR, RT | RX)
+        assert uart.read(FR) & FlagRegister.RXFE, "there is something to throw away"
+    uart.write(IMSC, RT | RX)
+    assert bytes(uart.read(DR) for _ in data) == data
+
+
+def test_a_guest_that_disables_the_interrupt_to_read_finds_the_input() -> None:
+    uart = Uart()
+    uart.write(LCR_H, LineControlRegister.FEN)
+    uart.write(CR, ControlRegister.UARTEN | ControlRegister.RXE)
+    uart.device.receive(b"abc")
+    for _ in range(2):  # at first it is told that there is nothing, and enables the interrupt again
+        uart.write(IMSC, RX | RT)
+        assert uart.line.up
+        uart.write(IMSC, 0)
+    assert not uart.read(FR) & FlagRegister.RXFE
+    assert bytes(uart.read(DR) for _ in range(3)) == b"abc"
+
+
 def test_more_input_than_the_fifo_holds_comes_through_in_order() -> None:
     uart = Uart()
     uart.open_as_linux()
