@@ -388,10 +388,10 @@ def _error_result(path: str | None, error: Exception) -> None:
 
 
 def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[str]) -> int:
-    """The same boot inside the lab: the same paths, the same files coming back."""
+    """The same boot inside the lab for the kernel's architecture: the same paths, the same files coming back."""
     from pyvmm.cli.lab import report
     from pyvmm.errors import HostError
-    from pyvmm.lab import Lab
+    from pyvmm.lab import Lab, architecture_for
     from pyvmm.lab.foreground import run_in_foreground
 
     if options.control is not None or options.name is not None:
@@ -399,8 +399,9 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
             "--control and --name reach no machine in the lab",
             "run both there: pyvmm lab -- sh -c 'pyvmm boot ...'",
         )
-    carry_in = [path for path in (options.kernel, options.initrd) if path is not None]
-    carry_out = [path for path in (options.console_log, options.result) if path is not None]
+    carry_in = [path for path in (options.kernel, options.initrd, options.dtb) if path is not None]
+    written = (options.console_log, options.result, options.dump_dtb)
+    carry_out = [path for path in written if path is not None]
     for each in spec.attachments:
         carry_in += each.files()
         carry_out += each.changed_files()
@@ -410,6 +411,7 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
     for path in (options.kernel, options.initrd):
         if path is not None and os.path.isdir(path):  # all of it would be carried in
             raise UsageError(f"{path}: a directory, not a file", "give the file inside it")
+    architecture = architecture_for(options.kernel)
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
     resolved = None
     if options.machine is not None:  # what it says by now, as one file
@@ -418,14 +420,17 @@ def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
         from pyvmm.machine.file import dump
 
         resolved = tempfile.NamedTemporaryFile("w", prefix="pyvmm-machine-", suffix=".toml")  # noqa: SIM115
-        resolved.write(dump({**vars(options), "lab": False}, spec.attachments))
+        values = {**vars(options), "lab": False}
+        if options.cmdline == DEFAULT_CMDLINE:
+            values["cmdline"] = None  # the lab's own default, where the console may have another name
+        resolved.write(dump(values, spec.attachments))
         resolved.flush()
         command = ["pyvmm", "boot", "--machine", resolved.name]
     if not options.no_extract:
         command.append("--no-extract")  # the lab has no cache, and would unpack slower than the guest in it
     # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
     limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
-    lab = Lab(report=report)
+    lab = Lab(architecture, report=report)
     try:
         status = run_in_foreground(lab, command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
     except BrokenPipeError:

@@ -26,7 +26,11 @@ def parser() -> Parser:
         "three times stops the lab.",
     )
     add = parser.add_argument
-    add("--arch", default="x86_64", help="architecture of the emulated host (default: x86_64)")
+    add(
+        "--arch",
+        metavar="ARCH",
+        help="architecture of the emulated host: x86_64 or aarch64 (default: this host's)",
+    )
     add(
         "--in",
         dest="carry_in",

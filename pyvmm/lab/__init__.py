@@ -3,8 +3,8 @@
     with Lab() as lab:
         status = lab.run(["pyvmm", "boot", "bzImage", "--verify"])
 
-QEMU's TCG emulates a processor with AMD SVM and nested paging; a Debian kernel in it loads its own
-kvm_amd.  Files have the same paths in the lab as here, and what a command does there is gone afterwards,
+QEMU's TCG emulates a processor with AMD SVM and nested paging, or an Arm one with EL2; a Debian kernel in it has its
+own KVM.  Files have the same paths in the lab as here, and what a command does there is gone afterwards,
 except what was asked to be carried out.  The first lab ever builds its base image (:mod:`.image`) and saves
 a started lab's state (:mod:`.state`); later ones start from that in a fraction of a second.
 """
@@ -14,28 +14,29 @@ from __future__ import annotations
 import shutil
 
 from pyvmm.lab import image, newer, packages
+from pyvmm.lab.choice import architecture_for, default_architecture
 from pyvmm.lab.platforms import platform
 from pyvmm.lab.qemu import LabError
 from pyvmm.lab.session import CommandNotStarted, Lab
 
-__all__ = ["CommandNotStarted", "Lab", "LabError", "is_available", "requirements"]
+__all__ = ["CommandNotStarted", "Lab", "LabError", "architecture_for", "is_available", "requirements"]
 
 
-def requirements(arch: str = "x86_64") -> list[tuple[str, bool, str]]:
-    """What the lab of this architecture needs on this host: (name, present, hint) for each thing.
+def requirements(arch: str | None = None) -> list[tuple[str, bool, str]]:
+    """What the lab of this architecture (or the default one) needs on this host: (name, present, hint) for each thing.
 
     Once its base image is built, only QEMU is needed.
 
     :raises UsageError: there is no lab of that architecture
     """
-    wanted = platform(arch)
+    wanted = platform(arch or default_architecture())
     hint = f"install it: apt-get install {wanted.qemu_package}"
     needs = [(wanted.qemu, bool(shutil.which(wanted.qemu) or newer.fetched(wanted)), hint)]
-    if image.find(arch) is None:
+    if image.find(wanted.architecture) is None:
         needs += packages.tools()
     return needs
 
 
-def is_available(arch: str = "x86_64") -> bool:
+def is_available(arch: str | None = None) -> bool:
     """Whether a lab can be expected to start here."""
     return all(present for _, present, _ in requirements(arch))

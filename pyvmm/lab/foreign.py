@@ -74,6 +74,32 @@ def sources(releases: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(mirror, release) for release in releases]
 
 
+def own_architecture() -> str:
+    """This host's architecture as dpkg calls it; empty where there is no dpkg."""
+    try:
+        done = subprocess.run(
+            ["dpkg", "--print-architecture"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def using(architecture: str, action: Callable[[], Result], report: Callable[[str], None]) -> Result:
+    """Do ``action``, which uses :mod:`pyvmm.lab.packages`, with the packages of Debian's ``architecture``.
+
+    :raises HostError: a tool or all package lists are missing, or ``action`` failed
+    """
+    if architecture == own_architecture():
+        return packages.with_fresh_lists(action, report)
+    with selected(architecture) as folder:
+        return with_lists(folder, action, report)
+
+
 @contextlib.contextmanager
 def selected(architecture: str, releases: tuple[str, ...] = ()) -> Iterator[str]:
     """Have :mod:`pyvmm.lab.packages` use Debian's ``architecture`` meanwhile; gives the folder of its state.

@@ -8,6 +8,7 @@ an emulated processor would spend its time on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -16,10 +17,11 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 
 from pyvmm import cache, initramfs
 from pyvmm.errors import HostError
-from pyvmm.lab import modules, packages
+from pyvmm.lab import foreign, modules, packages
 from pyvmm.lab.platforms import platform
 
 TYPE_CHECKING = False
@@ -121,11 +123,12 @@ class Base:
                 raise ValueError(f"{path} has not the size it was made with")
 
 
-def recipe() -> str:
-    """A hash of everything in this package that decides what is in a base image."""
-    digest = hashlib.sha256()
+def recipe(architecture: str) -> str:
+    """A hash of everything in this package that decides what is in the base image of ``architecture``."""
+    made_of = platform(architecture)
+    digest = hashlib.sha256(repr((made_of.kernels, made_of.packages, made_of.modules)).encode())
     folder = os.path.dirname(os.path.abspath(__file__))
-    for name in ("image.py", "modules.py", "packages.py", "platforms.py", *_OWN):
+    for name in ("image.py", "modules.py", "packages.py", *_OWN):
         with open(os.path.join(folder, name), "rb") as file:
             digest.update(file.read())
     for folder in _elftools():
@@ -142,7 +145,7 @@ def _elftools() -> list[str]:
 
 def find(architecture: str) -> Base | None:
     """The base image in the cache, marked as used just now; None if there is no intact one of today's recipe."""
-    directory = cache.path("lab", architecture, f"base-{recipe()}")
+    directory = cache.path("lab", architecture, f"base-{recipe(architecture)}")
     try:
         os.utime(directory)
         return Base(directory)
@@ -169,7 +172,7 @@ def build(architecture: str, folder: str, report: Callable[[str], None]) -> Base
         report(f"fetching {len(wanted)} Debian packages")
         return packages.fetch(wanted, store)
 
-    debs = packages.with_fresh_lists(fetch, report)
+    debs = foreign.using(made_of.debian, fetch, report)
     with cache.workspace(folder) as work:
         report("unpacking")
         root, result = os.path.join(work, "root"), os.path.join(work, "base")
@@ -192,8 +195,8 @@ def build(architecture: str, folder: str, report: Callable[[str], None]) -> Base
         report("writing the image")
         with open(os.path.join(result, ARCHIVE), "wb", buffering=0) as file:
             initramfs.write_archive(file.fileno(), entries)
-        _describe(result, wanted, python)
-        final = os.path.join(folder, f"base-{recipe()}")
+        _describe(architecture, result, wanted, python)
+        final = os.path.join(folder, f"base-{recipe(architecture)}")
         cache.publish(result, final)
     _remove_packages(store, debs)
     cache.keep(folder, "base-", KEPT, final)
@@ -246,37 +249,46 @@ def _add_python(root: str) -> str:
         link = os.path.join(root, "usr/bin", name)
         if not os.path.lexists(link):
             os.symlink(program, link)
-    # The image's own Python compiles its library, run by its own dynamic loader.  Where the host cannot
-    # run it (another architecture) the lab still works, only slower.
+    compileall = ["-m", "compileall", "-q", "-s", root, "--invalidation-mode", "unchecked-hash"]
+    folders = [os.path.join(root, "usr/lib", program), os.path.join(root, _PACKAGES)]
+    for python in _compilers(root, program):
+        with contextlib.suppress(OSError):  # the host cannot run programs of another architecture
+            done = subprocess.run(
+                [*python, "-S", "-E", *compileall, *folders],
+                env={"LC_ALL": "C.UTF-8"},
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            if done.returncode >= 0 and any("__pycache__" in names for _, names, _ in os.walk(folders[0])):
+                break
+    return program
+
+
+def _compilers(root: str, program: str) -> list[list[str]]:
+    """What may compile the library in ``root`` for its own Python, ``program``: that one itself, run by its own
+    dynamic loader; or one of the host's of the same version, whose bytecode is the same on every architecture.
+
+    Where there is none the lab works all the same, only slower.
+    """
+    library = os.path.join(root, "usr/lib")
     loaders = [
         os.path.join(folder, name)
-        for folder in (os.path.join(root, "usr/lib64"), os.path.join(root, "usr/lib"))
+        for folder in (f"{library}64", library)
         for name in (os.listdir(folder) if os.path.isdir(folder) else ())
         if name.startswith("ld-linux")
     ]
-    library = f"{root}/usr/lib/{program}"
-    paths = ":".join(
-        folder for folder, _, names in os.walk(f"{root}/usr/lib") if any(".so" in name for name in names)
-    )
-    if loaders:
-        python = [
-            os.path.realpath(loaders[0]),
-            "--library-path",
-            paths,
-            f"{root}/usr/bin/{program}",
-            "-S",
-            "-E",
-        ]
-        compileall = ["-m", "compileall", "-q", "-s", root, "--invalidation-mode", "unchecked-hash"]
-        subprocess.run(
-            [*python, *compileall, library, os.path.join(root, _PACKAGES)],
-            env={"LC_ALL": "C.UTF-8"},
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    return program
+    paths = ":".join(folder for folder, _, names in os.walk(library) if any(".so" in name for name in names))
+    found = [
+        [os.path.realpath(loader), "--library-path", paths, f"{root}/usr/bin/{program}"]
+        for loader in loaders[:1]
+    ]
+    if program == "python{}.{}".format(*sys.version_info):
+        found.append([sys.executable])
+    elif (own := shutil.which(program)) is not None:
+        found.append([own])
+    return found
 
 
 def _entries(root: str) -> list[initramfs.Entry]:
@@ -312,9 +324,9 @@ def _own_entries(python: str, drivers: dict[str, bytes]) -> list[initramfs.Entry
     return entries
 
 
-def _describe(result: str, wanted: list[packages.Package], python: str) -> None:
+def _describe(architecture: str, result: str, wanted: list[packages.Package], python: str) -> None:
     versions = {package.name: package.version for package in wanted}
-    identity = hashlib.sha256(json.dumps([recipe(), versions]).encode()).hexdigest()[:16]
+    identity = hashlib.sha256(json.dumps([recipe(architecture), versions]).encode()).hexdigest()[:16]
     description = {
         "identity": identity,
         "kernel": wanted[0].name,

@@ -34,7 +34,7 @@ PATIENCE = 24 * 3600.0
 
 _DESCRIPTION = "description.json"
 #: Depended on, and of no use here: no screen, no sound, no firmware but the BIOS.
-_PARTS = ("qemu-system-common", "qemu-system-data", "seabios")
+_PARTS = ("qemu-system-common", "qemu-system-data")
 
 
 def find(platform: Platform, report: Callable[[str], None], note: Callable[[str], None]) -> str:
@@ -118,11 +118,8 @@ def _unpack(platform: Platform, root: str, report: Callable[[str], None]) -> str
     if not releases:
         raise HostError("there are no backports for this release", "install a newer QEMU")
     report("fetching a newer QEMU for the lab (once, 14 MB)")
-    wanted = (platform.qemu_package, *_PARTS)
-    architecture = subprocess.run(
-        ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    with foreign.selected(architecture, (releases[0],)) as folder:
+    wanted = (platform.qemu_package, *_PARTS, *platform.firmware)
+    with foreign.selected(foreign.own_architecture(), (releases[0],)) as folder:
 
         def download() -> list[packages.Package]:
             found = packages.candidates(wanted)

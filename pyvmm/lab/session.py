@@ -8,6 +8,7 @@ import time
 
 from pyvmm.errors import HostError, UsageError
 from pyvmm.lab import carry
+from pyvmm.lab.choice import default_architecture
 from pyvmm.lab.client import Client
 from pyvmm.lab.command import Command, Run, Stopped
 from pyvmm.lab.platforms import platform
@@ -39,7 +40,8 @@ class CommandNotStarted(HostError):
 
 
 class Lab:
-    """One emulated host with ``cpus`` processors and ``memory_mib`` MiB.
+    """One emulated host of architecture ``arch`` (this host's by default, as far as there is a lab of it), with
+    ``cpus`` processors and ``memory_mib`` MiB.
 
     Started by ``with``, or by the first :meth:`run` (then for that run alone).  ``cold``: boot it instead of
     starting from a saved state.  ``rebuild``: make the base image and the saved state anew.  ``report`` is
@@ -47,8 +49,8 @@ class Lab:
     """
 
     def __init__(
-        self, arch: str = "x86_64", cpus: int = 2, memory_mib: int = 3072, *, cold: bool = False, rebuild: bool = False,
-        report: Callable[[str], None] | None = None, verbose: bool = False,
+        self, arch: str | None = None, cpus: int = 2, memory_mib: int = 3072, *, cold: bool = False,
+        rebuild: bool = False, report: Callable[[str], None] | None = None, verbose: bool = False,
     ) -> None:  # fmt: skip
         if not 1 <= cpus <= 64:
             raise UsageError(f"the lab cannot have {cpus} processors", "choose 1 to 64")
@@ -61,7 +63,9 @@ class Lab:
         self._rebuild = rebuild
         self._report = report or _silent
         self._verbose = verbose
-        self._starter = Starter(platform(arch), cpus, memory_mib, self._report, self._note)
+        self._starter = Starter(
+            platform(arch or default_architecture()), cpus, memory_mib, self._report, self._note
+        )
         self._qemu: Qemu | None = None
         self._client: Client | None = None
         self._environment: dict[str, str] = {}

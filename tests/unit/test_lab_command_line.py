@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import pyvmm.cli.lab  # noqa: F401  bound to the real things before a test has any replaced
 from pyvmm import lab
 from pyvmm.cli import main
 
@@ -53,6 +54,7 @@ def test_without_qemu_it_says_what_to_install(
 def test_the_requirements_are_those_of_building_until_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     names = [name for name, _, _ in lab.requirements("x86_64")]
+    assert [name for name, _, _ in lab.requirements("aarch64")] == ["qemu-system-aarch64", *names[1:]]
     assert names == ["qemu-system-x86_64", "apt-get", "apt-cache", "dpkg-deb", "apt package lists"]
     assert all(hint for _, present, hint in lab.requirements("x86_64") if not present)
     assert not lab.is_available()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def a_base(folder: Path) -> None:
 
 def test_a_damaged_base_image_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
-    folder = Path(cache.path("lab", "x86_64", f"base-{image.recipe()}"))
+    folder = Path(cache.path("lab", "x86_64", f"base-{image.recipe('x86_64')}"))
     assert image.find("x86_64") is None
     a_base(folder)
     os.utime(folder, (1, 1))
@@ -127,3 +128,41 @@ def test_the_agent_needs_nothing_that_is_not_in_the_image() -> None:
             if line.startswith(("from pyvmm", "import pyvmm")):
                 assert line.split()[1] in allowed, f"{name}: {line}"
     assert {f"agent/{path.name}" for path in (folder / "agent").glob("*.py")} <= set(image._OWN)
+
+
+def test_a_recipe_is_an_architectures_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what changes for one does not have the image of the other built anew."""
+    before = {name: image.recipe(name) for name in platforms.PLATFORMS}
+    assert len(set(before.values())) == len(before)
+    monkeypatch.setattr(platforms.platform("aarch64"), "modules", ("virtio_blk",))
+    assert image.recipe("aarch64") != before["aarch64"]
+    assert image.recipe("x86_64") == before["x86_64"]
+
+
+def a_python(root: Path, program: str) -> Path:
+    """A root with a Python library and an executable that this host cannot run."""
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin" / program).write_bytes(b"\x7fELF for another machine")
+    library = root / "usr/lib" / program
+    library.mkdir(parents=True)
+    (library / "module.py").write_text("answer = 42\n")
+    loader = root / "usr/lib/ld-linux-other.so.1"
+    loader.write_bytes(b"\x7fELF for another machine")
+    loader.chmod(0o755)
+    return library
+
+
+def test_bytecode_for_another_architecture_is_made_by_the_hosts_own_python(tmp_path: Path) -> None:
+    program = "python{}.{}".format(*sys.version_info)
+    library = a_python(tmp_path, program)
+    assert image._add_python(str(tmp_path)) == program
+    compiled = library / "__pycache__" / f"module.{sys.implementation.cache_tag}.pyc"
+    assert compiled.read_bytes()[4:8] == b"\1\0\0\0", "PEP 552: a hash that is not checked"
+    assert os.readlink(tmp_path / "usr/bin/python3") == program
+
+
+def test_without_such_a_python_there_is_no_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    library = a_python(tmp_path, "python3.99")
+    assert image._add_python(str(tmp_path)) == "python3.99"
+    assert not (library / "__pycache__").exists()

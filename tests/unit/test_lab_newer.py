@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -121,3 +122,46 @@ def test_a_release_without_backports(monkeypatch, tmp_path):
     monkeypatch.setattr(packages, "fetch", lambda *_: pytest.fail("nothing is to be fetched"))
     with pytest.raises(HostError, match="no backports"):
         newer._unpack(PLATFORM, os.fspath(tmp_path / "root"), print)
+
+
+@pytest.mark.parametrize("name", ["x86_64", "aarch64"])
+def test_what_is_fetched_is_of_this_hosts_own_architecture(monkeypatch, tmp_path, name):
+    """Whatever it emulates; firmware only where a kernel cannot be started without."""
+    selected: list[tuple[str, tuple[str, ...]]] = []
+    wanted: list[str] = []
+
+    @contextlib.contextmanager
+    def select(architecture, releases=()):
+        selected.append((architecture, releases))
+        yield str(tmp_path)
+
+    def candidates(names):
+        wanted.extend(names)
+        return [packages.Package(each, "10", "") for each in names]
+
+    def fetch(_wanted, _store):
+        program(tmp_path / "root/usr/bin" / f"qemu-system-{name}", "10.0.2")
+        return []
+
+    monkeypatch.setattr(foreign, "own_sources", lambda: [("http://mirror.invalid/debian", "bookworm")])
+    monkeypatch.setattr(foreign, "own_architecture", lambda: "amd64")
+    monkeypatch.setattr(foreign, "selected", select)
+    monkeypatch.setattr(foreign, "with_lists", lambda _folder, action, _report: action())
+    monkeypatch.setattr(packages, "candidates", candidates)
+    monkeypatch.setattr(packages, "fetch", fetch)
+    newer._unpack(platform(name), os.fspath(tmp_path / "root"), lambda _: None)
+    assert selected == [("amd64", ("bookworm-backports",))]
+    assert wanted[0] == platform(name).qemu_package
+    assert ("seabios" in wanted) == (name == "x86_64")
+
+
+def test_packages_of_this_hosts_architecture_come_by_its_own_apt(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
+    monkeypatch.setattr(foreign, "own_architecture", lambda: "amd64")
+    monkeypatch.setattr(packages, "with_fresh_lists", lambda action, _report: action())
+    monkeypatch.setattr(foreign, "with_lists", lambda _folder, action, _report: action())
+    monkeypatch.setattr(foreign, "own_sources", lambda: [("http://mirror.invalid/debian", "bookworm")])
+    assert foreign.using("amd64", lambda: os.environ.get("APT_CONFIG"), print) is None
+    configuration = foreign.using("arm64", lambda: Path(os.environ["APT_CONFIG"]).read_text(), print)
+    assert 'APT::Architecture "arm64";' in configuration
+    assert "APT_CONFIG" not in os.environ

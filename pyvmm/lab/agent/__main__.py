@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -26,6 +27,26 @@ if TYPE_CHECKING:
 MAILBOX = "/dev/vda"
 RNDADDENTROPY = 0x40085203  # <linux/random.h>
 RNDRESEEDCRNG = 0x5207
+TIMER_ABSTIME = 1  # <linux/time.h>
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def set_timers_anew() -> None:
+    """Have every processor's timer set for what it waits for.
+
+    QEMU saves the timers of EL1 but not those of EL2 (its target/arm/machine.c), where an Arm kernel with KVM lives.
+    A kernel takes a timer that it has set for granted and only sets it anew for something that is due earlier; so here
+    each processor sleeps until a time long past.
+    """
+    sleep = ctypes.CDLL(None).clock_nanosleep
+    processors = os.sched_getaffinity(0)
+    for processor in sorted(processors):
+        os.sched_setaffinity(0, {processor})
+        sleep(time.CLOCK_MONOTONIC, TIMER_ABSTIME, ctypes.byref(_Timespec(0, 1)), None)
+    os.sched_setaffinity(0, processors)
 
 
 class Agent:
@@ -91,6 +112,7 @@ class Agent:
 
     def _hello(self, hello: dict[str, Any]) -> None:
         """Take over what must not be the same in every lab started from one saved state."""
+        set_timers_anew()
         time.clock_settime_ns(time.CLOCK_REALTIME, hello["time_ns"])
         seed = bytes.fromhex(hello["entropy"])
         with open("/dev/urandom", "wb") as random:
