@@ -18,6 +18,7 @@ import time
 from pyvmm import cache
 from pyvmm.errors import HostError
 from pyvmm.lab import foreign, packages, qemu
+from pyvmm.lab.platforms import PLATFORMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ _PARTS = ("qemu-system-common", "qemu-system-data")
 def find(platform: Platform, report: Callable[[str], None], note: Callable[[str], None]) -> str:
     """The path of the QEMU to use: a good one of the host's, else a newer one, fetched once; else the host's.
 
-    ``$PYVMM_LAB_QEMU`` names another.  ``report`` is told what takes long, ``note`` what went wrong.
+    ``$PYVMM_LAB_QEMU`` names another, for the architecture that its name says, or any.  ``report`` is told what takes
+    long, ``note`` what went wrong.
 
     :raises HostError: there is none
     """
     chosen = os.environ.get("PYVMM_LAB_QEMU")
-    if chosen:
+    others = {other.qemu for other in PLATFORMS.values()} - {platform.qemu}
+    if chosen and os.path.basename(chosen) not in others:
         if shutil.which(chosen) is None:
             raise HostError(f"PYVMM_LAB_QEMU={chosen}: not a program", "name a QEMU, or unset it")
         return chosen

@@ -117,6 +117,17 @@ def test_one_that_the_user_names(said, backports, monkeypatch, tmp_path):
         find(said)
 
 
+def test_one_that_the_user_names_is_not_taken_for_another_architecture(
+    said, backports, monkeypatch, tmp_path
+):
+    own = tmp_path / "bin" / PLATFORM.qemu
+    program(own, "9.0.0")
+    program(tmp_path / "qemu-system-aarch64", "9.0.0")
+    monkeypatch.setenv("PYVMM_LAB_QEMU", str(tmp_path / "qemu-system-aarch64"))
+    assert find(said) == str(own)
+    assert newer.find(platform("aarch64"), said.append, said.append) == str(tmp_path / "qemu-system-aarch64")
+
+
 def test_a_release_without_backports(monkeypatch, tmp_path):
     monkeypatch.setattr(foreign, "own_sources", lambda: [("http://mirror.invalid/debian", "forky")])
     monkeypatch.setattr(packages, "fetch", lambda *_: pytest.fail("nothing is to be fetched"))
