@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 
 from pyvmm import cache, initramfs
-from pyvmm.lab import kernels, modules, packages
+from pyvmm.lab import foreign, kernels, modules, packages
 
 #: /proc, /sys, /dev, /dev/pts, /dev/shm, /run, /tmp and /mnt are there.  A module that does not load is said.  The
 #: exit status of the script is printed as "script: exit N".
@@ -41,6 +41,7 @@ def package_modules(kernel: str) -> dict[str, str | None]:
     HostError if its package cannot be had.
     """
     image = kernels.fetch(kernel)
+    architecture = kernels.STOCK[kernel].architecture
     with open(f"{image}.json", "rb") as file:
         about = json.load(file)
     name = f"{about['package']}-{about['version'].replace(':', '_')}"
@@ -49,9 +50,7 @@ def package_modules(kernel: str) -> dict[str, str | None]:
         index = os.path.join(final, "index.json")
         if not os.path.exists(index):
             with cache.workspace(locked) as work:
-                more = packages.direct_dependencies(about["package"]) or []
-                wanted = [about["package"], *(each for each in more if each.startswith("linux-modules-"))]
-                debs = packages.fetch(packages.candidates(wanted), work)
+                debs = foreign.using(architecture, lambda: _kernel_packages(about["package"], work), _quiet)
                 made = os.path.join(work, "made")
                 os.mkdir(made)
                 unpacked = modules.unpack(debs, os.path.join(work, "kernel"), os.path.join(made, "modules"))
@@ -64,10 +63,25 @@ def package_modules(kernel: str) -> dict[str, str | None]:
     return {key: path and os.path.join(final, path) for key, path in found.items()}
 
 
-def busybox() -> bytes:
-    """Debian's static busybox, kept in the cache."""
+def _kernel_packages(package: str, folder: str) -> list[str]:
+    """The package of a kernel, and those of its modules, fetched into ``folder``."""
+    more = packages.direct_dependencies(package) or []
+    wanted = [package, *(each for each in more if each.startswith("linux-modules-"))]
+    return packages.fetch(packages.candidates(wanted), folder)
+
+
+def _quiet(_text: str) -> None:
+    pass
+
+
+def busybox(architecture: str = "amd64") -> bytes:
+    """Debian's static busybox for the architecture of that name, kept in the cache."""
     with cache.lock("modules") as locked:
-        (deb,) = packages.fetch(packages.candidates(["busybox-static"]), locked)
+        (deb,) = foreign.using(
+            architecture,
+            lambda: packages.fetch(packages.candidates(["busybox-static"]), locked),
+            _quiet,
+        )
         for member, contents in packages.members(deb):
             if contents is not None and os.path.basename(member.name) == "busybox":
                 return contents.read()
@@ -85,7 +99,7 @@ def initrd(
     order = modules.load_order(package_modules(kernel), wanted)
     entries = [
         initramfs.CONSOLE,
-        initramfs.file("bin/busybox", busybox(), 0o755),
+        initramfs.file("bin/busybox", busybox(kernels.STOCK[kernel].architecture), 0o755),
         initramfs.file("init", INIT.encode(), 0o755),
         initramfs.file("script", script.encode(), 0o755),
         initramfs.file("modules/order", "".join(f"{name}\n" for name in order).encode()),
