@@ -148,7 +148,7 @@ def _lab(findings: Findings) -> None:
     from pyvmm import lab
 
     complete = True
-    for name, present, hint in lab.requirements("x86_64"):
+    for name, present, hint in lab.requirements():
         complete = complete and present
         findings.add(
             "lab", name, OK if present else MISSING, "" if present else "not found", "" if present else hint

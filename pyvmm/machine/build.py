@@ -49,6 +49,7 @@ def build(spec: MachineSpec) -> Machine:
     or LoaderError, with nothing left open.
     """
     arch = architectures.host()
+    _check_vcpus(spec.cpus, MOST_VCPUS)
     closers: list[object] = []
     try:
         for attachment in spec.attachments:
@@ -59,7 +60,7 @@ def build(spec: MachineSpec) -> Machine:
 
         system = _keep(closers, System())
         system.require(*(number for number, required, _ in arch.CAPABILITIES if required))
-        _check_vcpus(system, spec.cpus)
+        _check_vcpus(spec.cpus, system.check_extension(Cap.MAX_VCPUS) or 4)
         if entry.needs_full_cpu:
             arch.require_hardware(system)
         vm = _keep(closers, system.create_vm(arch.vm_type(system, memory.ranges)))
@@ -111,9 +112,8 @@ def _memory(spec: MachineSpec, arch: ModuleType) -> GuestMemory:
     )
 
 
-def _check_vcpus(system: System, count: int) -> None:
-    """UsageError for more vCPUs than this host's KVM gives, or than have an APIC id of 8 bits."""
-    most = min(system.check_extension(Cap.MAX_VCPUS) or 4, MOST_VCPUS)
+def _check_vcpus(count: int, most: int) -> None:
+    """UsageError for more than ``most`` vCPUs: what has an APIC id of 8 bits, and then what this host's KVM gives."""
     if count > most:
         raise UsageError(
             f"{count} vCPUs are more than the {most} that are possible here", "give fewer --cpus"

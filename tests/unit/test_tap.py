@@ -369,7 +369,8 @@ def test_from_the_option(isolated, monkeypatch):
     def guest():
         said: list[str] = []
         device = Net.parse("tap=tap0,mtu=1300").create(host_for(said))
-        assert len(said) == 1 and "modprobe vhost_net" in said[0], said
+        assert len(said) == 2 and "there was no interface tap0" in said[0], said
+        assert "modprobe vhost_net" in said[1], said
         with Driver(device) as driver:
             assert driver.config(10, 2) == struct.pack("<H", 1300)
             assert driver.offered() & nf.GUEST_TSO4
@@ -377,7 +378,7 @@ def test_from_the_option(isolated, monkeypatch):
             assert " mtu 1300 " in shown.stdout
         said.clear()
         Net.parse("tap=tap0,vhost=off").create(host_for(said)).close()
-        assert said == []
+        assert [text for text in said if "vhost" in text] == []
         with pytest.raises(PyvmmError) as error:
             Net.parse("tap=tap0,vhost=on").create(host_for(said))
         assert "vhost" in error.value.message

@@ -134,6 +134,10 @@ class Net(Attachment):
             raise
 
     def _prepare(self, tap: Tap, host: Host) -> None:
+        if tap.made:
+            host.say(
+                f"note: {host.name}: there was no interface {tap.name}: made for as long as the machine runs"
+            )
         if not tap.up:
             host.say(f"note: {host.name}: the interface is down, as root: ip link set {tap.name} up")
         if self.mtu is not None and not tap.set_mtu(self.mtu):
