@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyvmm.arch.aarch64.boot import Entry
-    from pyvmm.arch.aarch64.probe import ProbeResult
+    from pyvmm.arch.probe_result import ProbeResult
     from pyvmm.kvm import System, Vcpu, Vm
     from pyvmm.kvm.exits import Exit
     from pyvmm.memory import GuestMemory

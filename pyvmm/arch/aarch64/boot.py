@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 
 from loader import cmdline, elf, files, image, initrd
-from loader.errors import LoaderError, NotAKernel
-from loader.kernel_file import open_kernel
+from loader.errors import LoaderError
+from pyvmm.arch import images
 from pyvmm.arch.aarch64 import fdt, layout
 from pyvmm.arch.aarch64.devicetree import flatten_with, unflatten
 from pyvmm.errors import HostError, ImageError, UsageError
@@ -74,21 +74,8 @@ class Entry:
 
 
 def open_image(path: str) -> KernelFile:
-    """Open the kernel image, unpacked if it is compressed (Image.gz, EFI zboot), and find that it is one for aarch64.
-
-    Raises LoaderError.
-    """
-    try:
-        return open_kernel(path, machine=MACHINE)
-    except NotAKernel as error:
-        from loader import payload
-
-        with files.open_file(path) as file:
-            try:
-                packed = payload.find(file)
-            except LoaderError:
-                raise error from None  # not compressed: what was said of it first is what it is
-            return payload.open_unpacked(file, packed, machine=MACHINE)
+    """Open the kernel image, and find that it is one for this architecture.  Raises LoaderError."""
+    return images.open_image(path, MACHINE)
 
 
 def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
@@ -104,7 +91,8 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     text = cmdline.check(spec.cmdline, result.cmdline_size)
     dtb = _dtb_room(memory, result, DTB_SIZE_MAX if tree is not None else DTB_ROOM)
     memory.claim(*dtb, "device tree")
-    ramdisk = _load_initrd(spec, memory, result, dtb)
+    taken, limit = sorted((*result.reserved, dtb)), result.initrd_addr_max
+    ramdisk = images.load_initrd(spec, memory, lambda size: _place(memory, size, taken, limit, "an initrd"))
     chosen = fdt.Chosen(
         text.decode() if isinstance(text, bytes) else text,
         ramdisk,
@@ -170,28 +158,6 @@ def _place(memory: GuestMemory, size: int, reserved: Sequence[tuple[int, int]], 
             f"{length >> 20} MiB of memory",
             "give the machine more with --memory",
         ) from None
-
-
-def _load_initrd(
-    spec: MachineSpec, memory: GuestMemory, result: KernelLoaderResult, dtb: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Place the initrd as high as the kernel allows; (address, size), None if there is none."""
-    source = spec.initrd
-    if source is None:
-        return None
-    archive = files.open_file(source) if isinstance(source, str) else source
-    try:
-        if not isinstance(archive, bytes):
-            archive.may_map = spec.map_files
-        size = len(archive) if isinstance(archive, bytes) else archive.size
-        taken = sorted((*result.reserved, dtb))
-        address = _place(memory, size, taken, result.initrd_addr_max, "an initrd")
-        memory.claim(address, size, "initrd")
-        initrd.load(memory, archive, address)
-    finally:
-        if not isinstance(archive, bytes):
-            archive.close()
-    return address, size
 
 
 def _user_tree(path: str) -> tuple[Node, list[tuple[int, int]]]:

@@ -10,37 +10,13 @@ import time
 
 from pyvmm.arch.aarch64 import layout, setup
 from pyvmm.arch.aarch64.memory import vm_type
+from pyvmm.arch.probe_result import ProbeResult
 from pyvmm.kvm import MmioExit, System, arm64
 from pyvmm.memory import GuestMemory
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Literal
 
 # movz x0, #0x900, lsl #16; strb w0, [x0]
 CODE = struct.pack("<2I", 0xD2A1_2000, 0x3900_0000)
 _MEMORY_SIZE = 1 << 16
-
-
-class ProbeResult:
-    """What the probe found.
-
-    ``kind`` is ``"hardware"`` or ``"software"``, ``failed`` names what did not work, ``detail`` is one line for people,
-    ``elapsed`` the seconds it took.
-    """
-
-    __slots__ = ("detail", "elapsed", "failed", "kind")
-
-    def __init__(
-        self, kind: Literal["hardware", "software"], failed: tuple[str, ...], detail: str, elapsed: float
-    ) -> None:
-        self.kind = kind
-        self.failed = failed
-        self.detail = detail
-        self.elapsed = elapsed
-
-    def __repr__(self) -> str:
-        return f"ProbeResult({self.kind!r}, {self.detail!r}, {self.elapsed * 1000:.1f} ms)"
 
 
 def probe_kvm(system: System) -> ProbeResult:

@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyvmm.arch.probe_result import ProbeResult
     from pyvmm.arch.x86_64.boot import Entry
     from pyvmm.arch.x86_64.clock import StoppedClock
-    from pyvmm.arch.x86_64.probe import ProbeResult
     from pyvmm.arch.x86_64.symbols import Symbols
     from pyvmm.kvm import System, Vcpu, Vm
     from pyvmm.kvm.exits import Exit

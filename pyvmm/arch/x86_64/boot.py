@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 
-from loader import bzimage, cmdline, elf, files, initrd
+from loader import bzimage, cmdline, elf, initrd
 from loader.enums import PVH_ADDRESS_MAX, LoadFlags, SetupDataType, XLoadFlags
-from loader.errors import LoaderError, NotAKernel
-from loader.kernel_file import open_kernel
+from loader.errors import LoaderError
+from pyvmm.arch import images
 from pyvmm.arch.x86_64 import acpi, entry, layout, mptable
 from pyvmm.errors import ImageError, UsageError
 
@@ -48,21 +48,8 @@ class Entry:
 
 
 def open_image(path: str) -> KernelFile:
-    """Open the kernel image, unpacked if it is a compressed file, and find that it is one for this architecture.
-
-    Raises LoaderError.
-    """
-    try:
-        return open_kernel(path, machine="x86_64")
-    except NotAKernel as error:
-        from loader import payload
-
-        with files.open_file(path) as file:
-            try:
-                packed = payload.find(file)
-            except LoaderError:
-                raise error from None  # not compressed: what was said of it first is what it is
-            return payload.open_unpacked(file, packed, machine="x86_64")
+    """Open the kernel image, and find that it is one for this architecture.  Raises LoaderError."""
+    return images.open_image(path, "x86_64")
 
 
 def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
@@ -80,7 +67,9 @@ def load(kernel: KernelFile, spec: MachineSpec, memory: GuestMemory) -> Entry:
     memory.claim(layout.COMMAND_LINE, len(text) + 1, "command line")
     cmdline.load_cmdline(memory, layout.COMMAND_LINE, text)
     limit = PVH_ADDRESS_MAX if protocol == "pvh" else result.initrd_addr_max
-    ramdisk = _load_initrd(spec, memory, result, limit)
+    ramdisk = images.load_initrd(
+        spec, memory, lambda size: initrd.place(memory.ranges, size, result.reserved, limit)
+    )
     _place(
         memory, layout.ACPI_TABLES, acpi.build(spec.cpus, extra_devices=_virtio_devices(spec)), "ACPI tables"
     )
@@ -229,27 +218,6 @@ def _merged(ranges: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
         else:
             merged.append((start, size))
     return merged
-
-
-def _load_initrd(
-    spec: MachineSpec, memory: GuestMemory, result: KernelLoaderResult, limit: int
-) -> tuple[int, int] | None:
-    """Place the initrd as high as ``limit`` (its last byte) allows; (address, size), None if there is none."""
-    source = spec.initrd
-    if source is None:
-        return None
-    image = files.open_file(source) if isinstance(source, str) else source
-    try:
-        if not isinstance(image, bytes):
-            image.may_map = spec.map_files
-        size = len(image) if isinstance(image, bytes) else image.size
-        address = initrd.place(memory.ranges, size, result.reserved, limit)
-        memory.claim(address, size, "initrd")
-        initrd.load(memory, image, address)
-    finally:
-        if not isinstance(image, bytes):
-            image.close()
-    return address, size
 
 
 def _place(memory: GuestMemory, address: int, data: bytes, name: str) -> None:

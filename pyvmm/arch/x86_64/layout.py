@@ -30,9 +30,7 @@ SETUP_DATA = 0x3_0000  # what the zero page has no field for: the RNG seed
 EBDA = 0x9_FC00  # the end of what the kernel may use of low RAM
 VGA_HOLE = 0xA_0000
 ACPI_TABLES = 0xE_0000  # the RSDP first, where a kernel that is told nothing searches for it
-MP_TABLE = (
-    0xF_0000  # the floating pointer first, in the window that a kernel without ACPI searches (mptable.py)
-)
+MP_TABLE = 0xF_0000  # the floating pointer first, in the window that a kernel without ACPI searches
 RESET_STUB = 0xF_FFF0  # the BIOS reset vector f000:fff0: Linux jumps here to restart (see RESET_STUB_CODE)
 LOW_RAM_END = EBDA
 HIMEM = 0x10_0000  # where kernels are loaded
@@ -40,12 +38,15 @@ HIMEM = 0x10_0000  # where kernels are loaded
 # -- the hole below 4 GiB, and RAM above it -------------------------------------------------------------
 
 HOLE = 0xC000_0000
-VIRTIO = 0xD000_0000  # a page of registers for each virtio device
+VIRTIO = 0xD000_0000  # a page of registers for each virtio device, as many as there are VIRTIO_GSIS
 IOAPIC = 0xFEC0_0000
 LAPIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000  # one page that KVM on Intel needs for guests that run without paging
 KVM_TSS = 0xFFFB_D000  # three pages that KVM on Intel needs for guests in real mode
 HIGH_RAM = 0x1_0000_0000
+
+# The interrupt of each virtio device; pins that no ISA device has come first (see the interrupts below).
+VIRTIO_GSIS = (*range(16, 24), 5, 6, 7, *range(10, 16))
 
 MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     # start            size                what
@@ -65,7 +66,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (MP_TABLE, 0x2000, "MP table"),
     (RESET_STUB, 0x10, "reset stub"),
     (HIMEM, HOLE - HIMEM, "RAM from 1 MiB"),
-    (VIRTIO, 0x1000 * 17, "virtio devices"),  # as many as there are VIRTIO_GSIS
+    (VIRTIO, PAGE_SIZE * len(VIRTIO_GSIS), "virtio devices"),
     (IOAPIC, 0x1000, "IOAPIC"),
     (LAPIC, 0x1000, "LAPIC"),
     (KVM_IDENTITY_MAP, 0x1000, "KVM identity map"),
@@ -112,8 +113,6 @@ PORT_MAP: tuple[tuple[int, int, str], ...] = (
 COM1_IRQ, COM2_IRQ = 4, 3
 GED_GSI = 9  # the power button's event (acpi.py): where a PC has its SCI, which this machine lacks
 IOAPIC_PINS = 24
-# One for each virtio device; pins that no ISA device has come first.
-VIRTIO_GSIS = (*range(16, 24), 5, 6, 7, *range(10, 16))
 
 # -- RAM ------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 
 from pyvmm.arch.x86_64 import layout
+from pyvmm.arch.x86_64.acpi import checksum
 
 FLOATING_POINTER_SIZE = 16
 HEADER_SIZE = 44
@@ -100,5 +101,5 @@ def _table(entries: bytes, count: int) -> bytes:
 
 
 def _with_checksum(data: bytes, at: int) -> bytes:
-    """``data``, whose byte ``at`` is zero, with what makes the sum of all zero modulo 256 there."""
-    return data[:at] + bytes((-sum(data) & 0xFF,)) + data[at + 1 :]
+    """``data``, whose byte ``at`` is zero, with the checksum of ACPI's kind there."""
+    return data[:at] + bytes((checksum(data),)) + data[at + 1 :]

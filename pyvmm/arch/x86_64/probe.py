@@ -11,13 +11,10 @@ from __future__ import annotations
 import struct
 import time
 
+from pyvmm.arch.probe_result import ProbeResult
 from pyvmm.arch.x86_64 import entry, layout
 from pyvmm.kvm import HltExit, InternalErrorExit, System
 from pyvmm.memory import GuestMemory
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Literal
 
 _MEMORY_SIZE = 0x10000
 _CODE, _IDT, _MARKS, _STACK = 0x1000, 0x2000, 0x3000, 0x4000
@@ -64,27 +61,6 @@ BREAKPOINT_HANDLER = bytes.fromhex(
     "f4"  # hlt
 )
 _HLT = b"\xf4"
-
-
-class ProbeResult:
-    """What the probe found.
-
-    ``kind`` is ``"hardware"`` or ``"software"``, ``failed`` names the instructions that did not work,
-    ``detail`` is one line for people, ``elapsed`` the seconds it took.
-    """
-
-    __slots__ = ("detail", "elapsed", "failed", "kind")
-
-    def __init__(
-        self, kind: Literal["hardware", "software"], failed: tuple[str, ...], detail: str, elapsed: float
-    ) -> None:
-        self.kind = kind
-        self.failed = failed
-        self.detail = detail
-        self.elapsed = elapsed
-
-    def __repr__(self) -> str:
-        return f"ProbeResult({self.kind!r}, {self.detail!r}, {self.elapsed * 1000:.1f} ms)"
 
 
 def code() -> bytes:
