@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 USERSPACE_REACHED = "pyvmm: userspace reached"
 
 
-#: Seconds beyond --timeout after which a boot in the lab is given up: start-up and clean-up are slow there.
-LAB_GRACE = 60.0
-
-
-#: (option, metavar, help) of the options about machine files.
-MACHINE_FILES = (
+#: (option, metavar, help) of options that few boots have: about machine files and device trees.
+RARE = (
     (
         "--machine",
         "FILE.toml",
@@ -36,18 +32,14 @@ MACHINE_FILES = (
     ),
     ("--dump-machine", "", "print the machine as such a file, and leave it at that"),
     ("--machine-schema", "", "print the JSON schema of such files"),
-)
-
-#: The same of those about the device tree.
-DEVICE_TREES = (
     ("--dtb", "FILE", "give the guest this device tree instead of the machine's own (aarch64)"),
     ("--dump-dtb", "FILE", "write the guest's device tree to FILE (aarch64)"),
 )
 
 
 def parser(arguments: Sequence[str] | None = None) -> Parser:
-    """The command line of ``pyvmm boot``; of the devices' options only those that ``arguments`` use, if they are given
-    and do not ask for help, as each option that argparse has to know costs time."""
+    """The command line of ``pyvmm boot``; of the devices' and the rare options only those that ``arguments`` use, if
+    they are given and do not ask for help, as each option that argparse has to know costs time."""
     parser = Parser(
         "pyvmm boot",
         "Boot a kernel image under KVM with its serial console on this terminal. Ctrl-A x leaves, "
@@ -104,18 +96,18 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     add("--no-coalesce", action="store_true", help="let every port write leave the kernel on its own")
     parser.set_defaults(attachments=None, machine=None, dump_machine=False, machine_schema=False)
     parser.set_defaults(dtb=None, dump_dtb=None)
-    parser.others = tuple(option for option, *_ in (*MACHINE_FILES, *DEVICE_TREES)) + tuple(
-        kind[1] for kind in KINDS
-    )
-    words = None if arguments is None else {word.partition("=")[0] for word in arguments}
-    for option, metavar, help in (*MACHINE_FILES, *DEVICE_TREES):
-        if words is None or words & {option, "-h", "--help"}:
-            if metavar:
-                add(option, metavar=metavar, help=help)
-            else:
-                add(option, action="store_true", help=help)
+    parser.others = (*(option for option, *_ in RARE), *(option for _, option, *_ in KINDS))
+    words = {word.partition("=")[0] for word in arguments or ()}
+    everything = arguments is None or bool(words & {"-h", "--help"})
+    for option, metavar, help in RARE:
+        if not everything and option not in words:
+            continue
+        if metavar:
+            add(option, metavar=metavar, help=help)
+        else:
+            add(option, action="store_true", help=help)
     for kind, option, metavar, help in KINDS:
-        if words is not None and not words & {option, "-h", "--help"}:
+        if not everything and option not in words:
             continue
         if metavar:
             add(option, action="append", dest="attachments", metavar=metavar, type=_tagged(kind), help=help)
@@ -141,7 +133,9 @@ def main(arguments: Sequence[str]) -> int:
     control = None
     try:
         if options.lab:
-            return _in_the_lab(options, spec, list(arguments))
+            from pyvmm.cli.boot_lab import boot_in_lab
+
+            return boot_in_lab(options, spec, list(arguments))
         from pyvmm.machine.build import build
 
         if options.control is not None or options.name is not None:
@@ -158,7 +152,10 @@ def main(arguments: Sequence[str]) -> int:
                 control.finish()
             return _report(machine, options.result)
     except Exception as error:
-        _error_result(options.result, error)
+        if options.result is not None:
+            from pyvmm.cli import result_file
+
+            result_file.write_error(options.result, error)
         raise
     finally:
         if control is not None:
@@ -291,14 +288,18 @@ def _report(machine: Machine, result: str | None) -> int:
         ):
             say("hint: the kernel found no root file system: give --initrd FILE, or try --verify")
     if result is not None:
-        _write_result(result, machine.result())
+        from pyvmm.cli import result_file
+
+        result_file.write(result, machine.result())
     return code
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after the run, that an output cannot be written, or would be written over something."""
     if options.result is not None:
-        _check_result(options.result)
+        from pyvmm.cli import result_file
+
+        result_file.check(options.result)
     taken: dict[tuple[int, int], str] = {}
     written = (options.console_log, options.result, options.dump_dtb)
     for path in (options.kernel, options.initrd, options.dtb, *written):
@@ -309,137 +310,3 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if key in taken and path in written:
             raise UsageError(f"{path} would be written over {taken[key]}", "choose another place")
         taken[key] = path
-
-
-def _check_result(path: str) -> None:
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        raise UsageError(f"--result {path}: is a directory", "name a file")
-    if not os.path.isdir(folder):
-        raise UsageError(f"--result {path}: there is no directory {folder}", "make the directory first")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--result {path}: not writable", "choose a writable place")
-
-
-def _write_result(path: str, result: dict[str, object]) -> None:
-    """Write ``result`` as JSON: a file whole or not at all, anything else (a link, a pipe, a device) in place."""
-    import json
-    import stat
-
-    data = (json.dumps(result, indent=2) + "\n").encode()
-    try:
-        try:
-            in_place = not stat.S_ISREG(os.lstat(path).st_mode)
-        except FileNotFoundError:
-            in_place = False
-        if in_place:
-            _write(path, os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, data)
-            return
-        temporary = f"{path}.{os.urandom(6).hex()}.tmp"
-        try:
-            _write(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, data)
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the result file {path}: {error.strerror}", "choose a writable place"
-        ) from None
-
-
-def _write(path: str, flags: int, data: bytes) -> None:
-    """All of ``data`` to ``path``."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
-    try:
-        os.set_blocking(fd, True)  # O_NONBLOCK is for opening a pipe that nobody reads
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
-
-
-def _error_result(path: str | None, error: Exception) -> None:
-    """A result file for a run that never started, so that whoever reads it finds the reason there."""
-    if path is None:
-        return
-    message = getattr(error, "message", f"{type(error).__name__}: {error}")
-    _write_result(
-        path,
-        {
-            "outcome": "error",
-            "detail": message,
-            "hint": getattr(error, "hint", ""),
-            "exit_code": 125,
-            "guest_status": None,
-            "absent": [],
-            "elapsed_s": None,
-            "first_run_s": None,
-            "exits": {"total": 0, "by_device": {}, "by_port": {}, "unhandled": {}, "coalesced_writes": 0},
-            "devices": {},
-            "memory": {"resident_kib": None, "guest_kib": None},
-            "console_bytes": 0,
-            "console_lost": {},
-            "console_tail": "",
-            "report": [],
-        },
-    )
-
-
-def _in_the_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[str]) -> int:
-    """The same boot inside the lab for the kernel's architecture: the same paths, the same files coming back."""
-    from pyvmm.cli.lab import report
-    from pyvmm.errors import HostError
-    from pyvmm.lab import Lab, architecture_for
-    from pyvmm.lab.foreground import run_in_foreground
-
-    if options.control is not None or options.name is not None:
-        raise UsageError(
-            "--control and --name reach no machine in the lab",
-            "run both there: pyvmm lab -- sh -c 'pyvmm boot ...'",
-        )
-    carry_in = [path for path in (options.kernel, options.initrd, options.dtb) if path is not None]
-    written = (options.console_log, options.result, options.dump_dtb)
-    carry_out = [path for path in written if path is not None]
-    for each in spec.attachments:
-        carry_in += each.files()
-        carry_out += each.changed_files()
-    for path in carry_in:
-        if not os.path.exists(path):
-            raise UsageError(f"{path}: no such file", "check the name")
-    for path in (options.kernel, options.initrd):
-        if path is not None and os.path.isdir(path):  # all of it would be carried in
-            raise UsageError(f"{path}: a directory, not a file", "give the file inside it")
-    architecture = architecture_for(options.kernel)
-    command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
-    resolved = None
-    if options.machine is not None:  # what it says by now, as one file
-        import tempfile
-
-        from pyvmm.machine.file import dump
-
-        resolved = tempfile.NamedTemporaryFile("w", prefix="pyvmm-machine-", suffix=".toml")  # noqa: SIM115
-        values = {**vars(options), "lab": False}
-        if options.cmdline == DEFAULT_CMDLINE:
-            values["cmdline"] = None  # the lab's own default, where the console may have another name
-        resolved.write(dump(values, spec.attachments))
-        resolved.flush()
-        command = ["pyvmm", "boot", "--machine", resolved.name]
-    if not options.no_extract:
-        command.append("--no-extract")  # the lab has no cache, and would unpack slower than the guest in it
-    # pyvmm in the lab keeps the time; the limit here is for a lab that does not answer any more.
-    limit = None if options.timeout is None else float(options.timeout) + LAB_GRACE
-    lab = Lab(architecture, report=report)
-    try:
-        status = run_in_foreground(lab, command, carry_in=carry_in, carry_out=carry_out, timeout=limit)
-    except BrokenPipeError:
-        raise HostError(
-            "nobody reads the output any more", "keep its reader running, or send the output to a file"
-        ) from None
-    finally:
-        if resolved is not None:
-            resolved.close()
-    if lab.timed_out:
-        raise HostError("the lab did not answer any more and was stopped", "run it again")
-    return status
