@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, cannot
 from test_debian import lab  # noqa: F401
-from test_payload import Cached, boot, with_cache  # noqa: F401
+from test_payload_boot import Cached, boot, with_cache  # noqa: F401
 
 from loader.decompress import decompressor
 from loader.detect import Format
