@@ -1,6 +1,13 @@
-"""Text from guests and files, made fit for a user's terminal."""
+"""Text for the user: what guests and files say, made fit for a terminal, and the name that was meant."""
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Characters of a name that are compared: the time it takes grows with the square of their number.
+LONGEST_NAME = 100
 
 
 def printable(text: str) -> str:
@@ -11,3 +18,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """That one of ``known`` which resembles ``name`` most; "" if none does to the degree of ``cutoff`` (0 to 1)."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name[:LONGEST_NAME], list(known), 1, cutoff)), "")
+
+
+def perhaps(name: str, known: Iterable[str]) -> str:
+    """The end of a message about the unknown ``name``: "; perhaps you mean 'X'", or "" if none is near."""
+    found = nearest(name, known)
+    return f"; perhaps you mean {found!r}" if found else ""

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from pyvmm.errors import UsageError
+from pyvmm.text import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +38,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's message, and the option that is meant if one is near."""
         if message.startswith("unrecognized arguments: -"):
-            from difflib import get_close_matches
-
             word = message.split()[2].partition("=")[0]
-            near = get_close_matches(word, (*self._option_string_actions, *self.others), 1, 0.7)
-            if near and near[0] != word:
-                message += f"; perhaps you mean {near[0]}"
+            near = nearest(word, (*self._option_string_actions, *self.others), 0.7)
+            if near and near != word:
+                message += f"; perhaps you mean {near}"
         raise UsageError(message, f"{self.prog} --help lists the options")

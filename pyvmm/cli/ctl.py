@@ -8,7 +8,7 @@ import sys
 from pyvmm.cli import say
 from pyvmm.cli.arguments import Parser
 from pyvmm.control.client import Client, Gone, NoAnswer, locate
-from pyvmm.control.protocol import nearest
+from pyvmm.control.protocol import hint
 from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.spec import parse_size
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(list(arguments))
     command = options.command
     if command not in COMMANDS:
-        raise UsageError(f"pyvmm ctl has no command '{command}'", nearest(command, COMMANDS))
+        raise UsageError(f"pyvmm ctl has no command '{command}'", hint(command, COMMANDS))
     for option, owner in _OPTIONS.items():
         if getattr(options, option) and command != owner:
             shown = f"'{options.size}'" if option == "size" else f"--{option}"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pyvmm.control.protocol import nearest
+from pyvmm.control.protocol import hint
 from pyvmm.control.sockets import SUFFIX, path_of, peer, remove_dead, runtime_directory
 from pyvmm.errors import HostError, PyvmmError, UsageError
 from pyvmm.text import printable
@@ -158,8 +158,8 @@ def locate(machine: str) -> str:
     if os.path.exists(machine) and stat.S_ISSOCK(os.stat(machine).st_mode):
         return machine
     found = names()
-    hint = nearest(machine, found) if found else "no machine with a name is running"
-    raise UsageError(f"there is no machine '{printable(machine)}'", hint)
+    what_next = hint(machine, found) if found else "no machine with a name is running"
+    raise UsageError(f"there is no machine '{printable(machine)}'", what_next)
 
 
 def names() -> list[str]:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 
 from pyvmm.errors import PyvmmError
-from pyvmm.text import printable
+from pyvmm.text import nearest, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
     from typing import Any
 
 #: Bytes of a line, its end not counted.
@@ -128,25 +128,21 @@ def parse(line: bytes | bytearray) -> Request:
         )
     command = COMMANDS.get(name)
     if command is None:
-        raise RequestError(f"there is no command '{_short(name)}'", nearest(name, COMMANDS), id)
+        raise RequestError(f"there is no command '{_short(name)}'", hint(name, COMMANDS), id)
     arguments: dict[str, Any] = {key: each.default for key, each in command.parameters.items()}
     for key, value in request.items():
         parameter = command.parameters.get(key)
         if parameter is None:
-            raise RequestError(f"{name} has no '{_short(key)}'", nearest(key, command.parameters), id)
+            raise RequestError(f"{name} has no '{_short(key)}'", hint(key, command.parameters), id)
         arguments[key] = parameter.check(name, key, value, id)
     return Request(id, name, arguments)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Collection[str]) -> str:
     """A hint for somebody who wrote ``name`` for one of ``known``."""
-    import difflib
-
-    names = list(known)
-    close = difflib.get_close_matches(name[:MOST_ID], names, 1)
-    if close:
-        return f"is '{close[0]}' meant?"
-    return f"it knows {', '.join(names)}" if names else "it takes no parameters"
+    if close := nearest(name, known):
+        return f"is '{close}' meant?"
+    return f"it knows {', '.join(known)}" if known else "it takes no parameters"
 
 
 def _short(text: str) -> str:

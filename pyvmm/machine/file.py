@@ -21,6 +21,7 @@ import tomllib
 from pyvmm.errors import UsageError
 from pyvmm.machine.attachments import KINDS, attachment
 from pyvmm.machine.spec import PROTOCOLS, parse_size
+from pyvmm.text import perhaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,9 +155,9 @@ class _Reader:
                 setting = SETTINGS[name]
                 found[setting.dest] = self.option(setting, value)
             elif name not in _KIND_NAMES:
-                known = ", ".join((*SETTINGS, *_KIND_NAMES))
-                nearest = _nearest(name, [*SETTINGS, *_KIND_NAMES])
-                self.fail("", 0, name, f"unknown key '{name}'{nearest}", f"known are {known}")
+                known = (*SETTINGS, *_KIND_NAMES)
+                message = f"unknown key '{name}'{perhaps(name, known)}"
+                self.fail("", 0, name, message, f"known are {', '.join(known)}")
         made = {kind: self.attachments(kind, tables[kind]) for kind in tables if kind in _KIND_NAMES}
         order = [kind for kind in self.headers if kind in made]
         if any(order.count(kind) != len(each) for kind, each in made.items()):  # arrays written inline
@@ -178,14 +179,8 @@ class _Reader:
         if not fits:
             self.fail("", 0, name, f"{name} is {_shown(value)}, not {_WORDS[kind]}", f"correct {name}")
         if setting.choices and value not in setting.choices:
-            nearest = _nearest(str(value), setting.choices)
-            self.fail(
-                "",
-                0,
-                name,
-                f"{name} = '{value}' is unknown{nearest}",
-                f"choose one of {', '.join(setting.choices)}",
-            )
+            message = f"{name} = '{value}' is unknown{perhaps(str(value), setting.choices)}"
+            self.fail("", 0, name, message, f"choose one of {', '.join(setting.choices)}")
         if kind in ("flag", "texts"):
             return value
         if kind == "path":
@@ -218,7 +213,7 @@ class _Reader:
             key = made.KEYS.get(name)
             if key is None:
                 hint = f"it has {', '.join(made.KEYS)}" if made.KEYS else "it has no settings"
-                self.fail(kind, number, name, f"{kind} has no key '{name}'{_nearest(name, made.KEYS)}", hint)
+                self.fail(kind, number, name, f"{kind} has no key '{name}'{perhaps(name, made.KEYS)}", hint)
             if key.many != (type(value) is list):
                 words = "a list" if key.many else "one value"
                 self.fail(
@@ -312,11 +307,3 @@ def _shown(value: object) -> str:
     if isinstance(value, list) and any(isinstance(each, dict) for each in value):
         return "an array of tables"
     return repr(value)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """'; perhaps you mean X', if one of ``known`` resembles ``name``."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(name, list(known), 1)
-    return f"; perhaps you mean '{found[0]}'" if found else ""

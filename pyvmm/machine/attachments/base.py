@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pyvmm.errors import UsageError
 from pyvmm.machine.spec import parse_size
+from pyvmm.text import perhaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import ClassVar, Self
 
     from pyvmm.console import Console
@@ -90,7 +91,7 @@ class Key:
             raise UsageError(f"{what}: {value!r} is not {words}", f"correct {what}")
         if self.choices and value not in self.choices:
             raise UsageError(
-                f"{what}={value}: unknown{_nearest(str(value), self.choices)}",
+                f"{what}={value}: unknown{perhaps(str(value), self.choices)}",
                 f"choose one of {', '.join(self.choices)}",
             )
         return value
@@ -161,7 +162,7 @@ class Attachment:
         key = cls.KEYS.get(name)
         if key is None:
             raise UsageError(
-                f"{cls.KIND} has no {name!r}{_nearest(name, cls.KEYS)}",
+                f"{cls.KIND} has no {name!r}{perhaps(name, cls.KEYS)}",
                 f"it has {', '.join(cls.KEYS)}" if cls.KEYS else "it has no settings",
             )
         return key
@@ -223,11 +224,3 @@ class Attachment:
 def split(text: str) -> list[str]:
     """``text`` cut at its single commas; a double comma stands for one within a part."""
     return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """', perhaps you mean X', if one of ``known`` resembles ``name``."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(name, list(known), 1)
-    return f"; perhaps you mean {found[0]!r}" if found else ""
