@@ -10,21 +10,19 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
 
 from pyvmm.console import PANIC_END, PANIC_START
-from pyvmm.errors import HostError, PyvmmError
+from pyvmm.errors import PyvmmError
 from pyvmm.machine.outcome import End, Outcome
 from pyvmm.machine.runner import GuestEnded
 from pyvmm.machine.signals import Signals
-from pyvmm.terminal import Terminal
-from pyvmm.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.console import Watch
     from pyvmm.machine.machine import Machine
+    from pyvmm.machine.terminal_input import TerminalInput
 
 #: Seconds between looks at the coalescing ring while the console is active, and while it is quiet.
 DRAIN_ACTIVE = 0.01
@@ -39,15 +37,6 @@ PANIC_LIMIT = 15.0
 #: Seconds that a guest which prints without a pause is left alone between two collections: each one costs the vCPU's
 #: thread the interpreter lock for a while.  The first byte after a pause never waits.
 GATHER = 0.002
-#: Bytes of host input the UART may have waiting before the loop stops reading more.
-INPUT_WAITING = 4096
-
-#: What Ctrl-A ? and Ctrl-A h say.
-HELP = (
-    "Ctrl-A x: leave, Ctrl-A s: press the power button (twice: stop), Ctrl-A c: status, "
-    "Ctrl-A Ctrl-A: send Ctrl-A to the guest"
-)
-
 #: Seconds a reader has, when we end the run, to take what the guest has printed so far.
 FINISH_SECONDS = 5.0
 
@@ -58,9 +47,7 @@ class EventLoop:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._console = machine.console
-        self._terminal: Terminal | None = None
-        self._input_open = False
-        self._input_dropped = False
+        self._terminal: TerminalInput | None = None
         self._halt_silence = HALT_SILENCE
         self._asked_at = 0.0  # when the vCPUs were asked last
         self._asked = False  # the vCPUs were asked, and have not all answered
@@ -80,8 +67,7 @@ class EventLoop:
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
         with Signals() as signals:
-            terminal = self._terminal = Terminal() if self._machine.spec.interactive else None
-            self._input_open = terminal is not None and terminal.input_fd is not None
+            terminal = self._terminal = self._open_terminal()
             try:
                 self._serve(signals)
                 self._stop_vcpus()
@@ -90,6 +76,14 @@ class EventLoop:
                     terminal.close()
             self._finish(signals)
         return self._final(ends[0])
+
+    def _open_terminal(self) -> TerminalInput | None:
+        if not self._machine.spec.interactive:
+            return None
+        from pyvmm.machine.terminal_input import TerminalInput
+        from pyvmm.terminal import Terminal
+
+        return TerminalInput(self._machine, Terminal())
 
     def _serve(self, signals: Signals) -> None:
         """Until there is an End, from whomever."""
@@ -147,10 +141,8 @@ class EventLoop:
         for fd in console.blocked():
             poll.register(fd, select.POLLOUT)
         terminal = self._terminal
-        input_fd = terminal.input_fd if terminal is not None and self._input_open else None
-        # A person's keys are always read: Ctrl-A x among them must be heard.  A pipe can wait.
-        typed = terminal is not None and terminal.interactive
-        if input_fd is not None and (typed or self._input_room()):
+        input_fd = None if terminal is None else terminal.fd()
+        if input_fd is not None:
             poll.register(input_fd, select.POLLIN)
         control = self._machine.control
         if control is not None:
@@ -164,8 +156,8 @@ class EventLoop:
                 os.eventfd_read(fd)
             elif fd == signals.fd:
                 self._signalled(signals)
-            elif fd == input_fd:
-                self._read_input(fd)
+            elif fd == input_fd and terminal is not None:
+                terminal.read(fd)
             elif control is not None:
                 control.ready(fd)
         if not self._paused():
@@ -225,70 +217,7 @@ class EventLoop:
                 detail = f"stopped by {signal.Signals(number).name}"
                 self._machine.ends.append(End(Outcome.INTERRUPTED, status=number, detail=detail))
             elif self._terminal is not None:
-                self._terminal.resume()  # after Ctrl-Z from outside, the shell has changed its mode
-
-    def _input_room(self) -> bool:
-        """Whether the guest can be given more: what nobody types is kept for the console it is meant for."""
-        other = self._console.input
-        if other is None:
-            return self._machine.serial.pending < INPUT_WAITING
-        return other.is_open and other.pending < INPUT_WAITING
-
-    def _give_input(self, data: bytes) -> None:
-        """Input for the guest's console: for its UART, unless it has one that is meant for that, and has opened it."""
-        other = self._console.input
-        if other is not None and other.is_open:
-            pending, receive = other.pending, other.receive
-        else:
-            pending, receive = self._machine.serial.pending, self._machine.serial.receive
-        if pending <= INPUT_WAITING or (self._terminal is not None and not self._terminal.interactive):
-            receive(data)
-            return
-        if not self._input_dropped:
-            self._say("the guest does not read its input: what is typed now is lost")
-        self._input_dropped = True
-
-    def _read_input(self, fd: int) -> None:
-        terminal = self._terminal
-        assert terminal is not None
-        try:
-            data = os.read(fd, INPUT_WAITING)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if terminal.interactive:
-                raise HostError(
-                    f"the terminal went away ({error.strerror})", "run pyvmm in a terminal that stays"
-                ) from None
-            data = b""
-        if not data:
-            self._input_open = False
-            if terminal.interactive:
-                raise HostError("the terminal was closed", "run pyvmm in a terminal that stays")
-            return
-        data, commands = terminal.decode(data)
-        if data:
-            self._give_input(data)
-        for command in commands:
-            if command == "leave":
-                self._machine.ends.append(
-                    End(Outcome.INTERRUPTED, status=signal.SIGINT, detail="stopped by Ctrl-A x")
-                )
-            elif command == "stop":
-                if not self._machine.stop("Ctrl-A s"):
-                    self._say("the guest's power button was pressed; Ctrl-A s once more stops it by force")
-            elif command == "status":
-                self._say(self._machine.status_line())
-            elif command == "help":
-                self._say(HELP)
-
-    def _say(self, text: str) -> None:
-        """A line of our own, between the guest's."""
-        try:
-            sys.stderr.write(f"\npyvmm: {printable(text)}\n")
-            sys.stderr.flush()
-        except (OSError, AttributeError):
-            pass
+                self._terminal.resume()
 
     def _saw(self, watch: Watch) -> None:
         if watch.text is PANIC_START:

@@ -9,6 +9,7 @@ import time
 
 from pyvmm.console import Console
 from pyvmm.kvm import install_kick_handler
+from pyvmm.machine.guest_input import GuestInput
 from pyvmm.machine.loop import EventLoop
 from pyvmm.machine.outcome import EXIT_ERROR, End, Outcome, exit_code
 from pyvmm.machine.timing import process_start
@@ -77,6 +78,7 @@ class Machine:
         self.bus = bus
         self.serial = serial
         self.console = console
+        self.input = GuestInput(console, serial)
         self.coalescer = coalescer
         self.transports = transports
         self.ends = ends

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pyvmm.devices.ged import GenericEventDevice
-from pyvmm.machine import loop
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.outcome import End, Outcome, exit_code
+from pyvmm.machine.terminal_input import HELP, TerminalInput
 from pyvmm.terminal import COMMANDS, EscapeKeys
 
 
@@ -77,25 +77,22 @@ def test_to_stop_is_to_press_and_then_to_force() -> None:
     assert exit_code(end, absent=False) == 130
 
 
-def test_keys_that_stop_go_through_the_event_loop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keys_that_stop_go_to_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     line = Line()
     the_machine, ends, _ = machine(line)
-    the_loop = loop.EventLoop(the_machine)
     read, write = os.pipe()
     keys = EscapeKeys()
-    terminal = SimpleNamespace(interactive=True, decode=keys.feed)
-    monkeypatch.setattr(the_loop, "_terminal", terminal)
+    terminal = SimpleNamespace(interactive=True, decode=keys.feed, input_fd=read)
+    typed = TerminalInput(the_machine, terminal)
     os.write(write, b"\x01s")
-    the_loop._read_input(read)
+    typed.read(read)
     assert (line.edges, ends) == (1, [])
     said = capsys.readouterr().err
     assert "power button" in said and "once more" in said
     os.write(write, b"\x01")
-    the_loop._read_input(read)
+    typed.read(read)
     os.write(write, b"s")
-    the_loop._read_input(read)
+    typed.read(read)
     assert [end.detail for end in ends] == ["stopped by Ctrl-A s twice"]
     os.close(read)
     os.close(write)
@@ -104,4 +101,4 @@ def test_keys_that_stop_go_through_the_event_loop(
 def test_the_help_names_every_command() -> None:
     for key, command in COMMANDS.items():
         if command != "help":
-            assert f"Ctrl-A {chr(key)}:" in loop.HELP
+            assert f"Ctrl-A {chr(key)}:" in HELP

@@ -36,7 +36,8 @@ from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments import attachment
 from pyvmm.machine.attachments.base import Host
 from pyvmm.machine.attachments.console import INPUT_LIMIT, ConsoleAttachment
-from pyvmm.machine.loop import INPUT_WAITING, EventLoop
+from pyvmm.machine.guest_input import INPUT_WAITING, GuestInput
+from pyvmm.machine.terminal_input import TerminalInput
 
 SECONDS = 5.0
 
@@ -647,7 +648,7 @@ def test_what_is_typed_goes_to_hvc_when_it_is_open(terminal):
 
 
 class Uart:
-    """The serial port's side of the event loop."""
+    """The serial port, which keeps all it is given."""
 
     def __init__(self) -> None:
         self.taken = b""
@@ -659,43 +660,54 @@ class Uart:
 
 
 @pytest.fixture
-def loop(terminal):
-    """An event loop with a serial port, hvc0, and a user who types (or not, as the test says)."""
-    loop = EventLoop.__new__(EventLoop)
-    loop._machine = SimpleNamespace(serial=Uart())
-    loop._console = terminal[1]
-    loop._terminal = SimpleNamespace(interactive=False)
-    loop._input_dropped = False
-    return loop
+def typing(terminal):
+    """A function that types on a machine with a serial port and hvc0, its ``machine``."""
+    read, write = os.pipe()
+    uart = Uart()
+    machine = SimpleNamespace(serial=uart, input=GuestInput(terminal[1], uart))
+
+    host = SimpleNamespace(interactive=True, input_fd=read, decode=lambda data: (data, []))
+    reader = TerminalInput(machine, host)
+
+    def type_(data):
+        os.write(write, data)
+        reader.read(read)
+
+    type_.machine = machine
+    yield type_
+    os.close(read)
+    os.close(write)
 
 
-def test_what_is_piped_waits_for_hvc(loop, terminal):
+def test_what_is_piped_waits_for_hvc(terminal):
     guest, console = terminal
-    assert not loop._input_room(), "the serial port would swallow it"
+    uart = Uart()
+    input = GuestInput(console, uart)
+    assert not input.room(), "the serial port would swallow it"
     guest.open()
-    assert loop._input_room()
-    loop._give_input(b"x" * INPUT_LIMIT)
-    assert not loop._input_room(), "the guest takes nothing at present"
-    assert loop._machine.serial.taken == b""
+    assert input.room()
+    input.give(b"x" * INPUT_LIMIT)
+    assert not input.room(), "the guest takes nothing at present"
+    assert uart.taken == b""
     guest.offer(2 * INPUT_LIMIT)
     assert len(guest.read()) == INPUT_LIMIT
-    assert loop._input_room()
+    assert input.room()
     console.input = None
-    assert loop._input_room(), "without hvc it is the serial port's"
-    loop._give_input(b"to the port")
-    assert loop._machine.serial.taken == b"to the port"
+    assert input.room(), "without hvc it is the serial port's"
+    input.give(b"to the port")
+    assert uart.taken == b"to the port"
 
 
-def test_what_is_typed_goes_to_the_serial_port_until_hvc_is_open(loop, terminal, capsys):
+def test_what_is_typed_goes_to_the_serial_port_until_hvc_is_open(typing, terminal, capsys):
     guest, console = terminal
-    loop._terminal.interactive = True
-    loop._give_input(b"early")
-    assert (loop._machine.serial.taken, console.input.pending) == (b"early", 0)
+    uart = typing.machine.serial
+    typing(b"early")
+    assert (uart.taken, console.input.pending) == (b"early", 0)
     guest.open()
-    loop._give_input(b"late")
-    assert (loop._machine.serial.taken, console.input.pending) == (b"early", 4)
+    typing(b"late")
+    assert (uart.taken, console.input.pending) == (b"early", 4)
     for _ in range(3):
-        loop._give_input(b"x" * INPUT_WAITING)
+        typing(b"x" * INPUT_WAITING)
     assert console.input.pending == 4 + INPUT_WAITING, "what nobody reads is not kept without end"
     assert capsys.readouterr().err.count("what is typed now is lost") == 1
 
