@@ -89,6 +89,7 @@ class Console:
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.total = 0
         self.full = False
+        self.held = False  # somebody who is given what is collected wants the guest to wait
         self.last_output = 0.0
         self.input: Input | None = None
         self.taps: list[Callable[[bytes], None]] = []  # are given what is collected; must not block
@@ -204,7 +205,8 @@ class Console:
             output.dead = True
             output.lost += len(output.pending)
             output.pending.clear()
-        self.full = len(self._fresh) > FULL_BYTES or any(len(o.pending) > FULL_BYTES for o in self.outputs)
+        behind = any(len(output.pending) > FULL_BYTES for output in self.outputs)
+        self.full = self.held or behind or len(self._fresh) > FULL_BYTES
         while self._waiting and not self.full:
             self._waiting.pop()()
         if failure is not None:

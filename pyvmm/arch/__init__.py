@@ -20,6 +20,8 @@
 ``advice``              a line for each word of a command line that this machine cannot honour
 ``post_mortem``         the lines that explain a triple fault or an internal error
 ``whereabouts``         a line that says where a vCPU was when the time was up
+``register_values``     the registers of a vCPU that stands still, by name
+``translate``           the physical address that such a vCPU's page tables give a virtual one
 ``PORT_IO``             whether devices stand at I/O ports, and not in memory alone
 ``coalesced_ports``     (port or address, size) of places whose writes need not leave the kernel one by one
 ``probe``               whether this host's KVM can run a stock kernel; ``require_hardware`` insists on it

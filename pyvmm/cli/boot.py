@@ -75,7 +75,7 @@ def parser(arguments: Sequence[str] | None = None) -> Parser:
     add("--console-log", metavar="FILE", help="write the console to FILE too")
     add("--result", metavar="FILE", help="write the outcome, times and exit counts to FILE as JSON")
     add("--name", metavar="NAME", help="let pyvmm ps list the machine, and pyvmm ctl NAME steer it")
-    add("--control", metavar="SOCKET", help="make the control socket there")
+    add("--control", metavar="SOCKET", help="make the control socket there; -: on standard input and output")
     add("--no-input", action="store_true", help="leave standard input alone")
     add("--huge-pages", action="store_true", help="advise the host to back guest RAM with huge pages")
     add(
@@ -152,6 +152,8 @@ def main(arguments: Sequence[str]) -> int:
                 control.finish()
             return _report(machine, options.result)
     except Exception as error:
+        if control is not None:
+            control.failed(error)
         if options.result is not None:
             from pyvmm.cli import result_file
 
@@ -164,9 +166,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _control(options: argparse.Namespace) -> Control:
     """The control socket, made first of all: with its own path or, for a machine that only has a name, in the runtime
-    directory.  A path alone names the machine too."""
-    from pyvmm.control.server import Control
+    directory.  A path alone names the machine too.  ``-`` is standard input and output instead."""
     from pyvmm.control.sockets import check_name, path_of
+
+    if options.control == "-":
+        from pyvmm.control.owner import OwnerControl
+
+        return OwnerControl("-" if options.name is None else check_name(options.name))
+    from pyvmm.control.server import SocketControl as Control
 
     if options.control is None:
         return Control(path_of(options.name, make=True), options.name)
@@ -242,7 +249,8 @@ def _spec(options: argparse.Namespace) -> MachineSpec:
         extract=not options.no_extract,
         kaslr=options.kaslr,
         map_files=options.map,
-        interactive=not options.no_input,
+        interactive=not options.no_input and options.control != "-",
+        show_console=options.control != "-",
         dtb=options.dtb,
         dump_dtb=options.dump_dtb,
         attachments=[

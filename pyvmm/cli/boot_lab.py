@@ -23,7 +23,7 @@ LAB_GRACE = 60.0
 
 def boot_in_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[str]) -> int:
     """The same boot inside the lab for the kernel's architecture: the same paths, the same files coming back."""
-    if options.control is not None or options.name is not None:
+    if options.control not in (None, "-") or options.name is not None:
         raise UsageError(
             "--control and --name reach no machine in the lab",
             "run both there: pyvmm lab -- sh -c 'pyvmm boot ...'",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import time
 
 from pyvmm import __version__
-from pyvmm.control.protocol import COMMANDS
+from pyvmm.control.protocol import COMMANDS, MOST_READ
 from pyvmm.devices.virtio.features import BALLOON
 from pyvmm.errors import PyvmmError, UsageError
 from pyvmm.machine.outcome import End, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pyvmm.devices.virtio.balloon import BalloonDevice
+    from pyvmm.kvm import Vcpu
     from pyvmm.machine.machine import Machine
 
 BY = "pyvmm ctl"
@@ -134,3 +138,61 @@ def help_() -> dict[str, object]:
         }
         for name, command in COMMANDS.items()
     }
+
+
+def _standing(machine: Machine, number: int) -> Vcpu:
+    """A vCPU that does not run; Refused while it may, UsageError if there is none of that number."""
+    if machine.end is None and (machine.pause is None or machine.pause.since is None):
+        raise Refused(f"the vCPUs do not stand still, the machine is {state(machine)}", "pause it first")
+    if number >= len(machine.runners):
+        raise UsageError(
+            f"there is no vCPU {number}", f"the machine has {len(machine.runners)}, counted from 0"
+        )
+    return machine.runners[number].vcpu
+
+
+def regs(machine: Machine, vcpu: int) -> dict[str, object]:
+    """The registers of a vCPU by name."""
+    return {"vcpu": vcpu, "regs": machine.arch.register_values(_standing(machine, vcpu))}
+
+
+def translate(machine: Machine, address: int, vcpu: int) -> dict[str, object]:
+    """Where a virtual address is, by a vCPU's page tables; null where nothing is mapped."""
+    return {"physical": machine.arch.translate(_standing(machine, vcpu), machine.memory, address)}
+
+
+def read(machine: Machine, address: int, size: int) -> dict[str, object]:
+    """Guest memory."""
+    if size > MOST_READ:
+        raise UsageError(f"{size} bytes are too many at once", f"read at most {MOST_READ}, several times")
+    return {"data": base64.b64encode(machine.memory.read(address, size)).decode()}
+
+
+def write(machine: Machine, address: int, data: bytes) -> dict[str, object]:
+    """Write to guest memory."""
+    machine.memory.write(address, data)
+    return {"written": len(data)}
+
+
+def type_(machine: Machine, data: bytes) -> dict[str, object]:
+    """Type on the console."""
+    if machine.end is not None:
+        raise Refused("the machine has ended", "nobody reads its console any more")
+    if data:
+        machine.input.give(data)
+    return {"pending": machine.input.pending}
+
+
+#: The commands that are answered at once, from the machine alone.
+SIMPLE: dict[str, Callable[..., Mapping[str, object]]] = {
+    "stop": stop,
+    "exits": exits,
+    "devices": devices,
+    "balloon": balloon,
+    "regs": regs,
+    "read": read,
+    "write": write,
+    "translate": translate,
+    "input": type_,
+    "help": lambda machine: help_(),
+}

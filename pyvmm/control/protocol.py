@@ -12,6 +12,7 @@ keys are the command's parameters.  Answers come in the order of the commands, e
 
 from __future__ import annotations
 
+import base64
 import json
 
 from pyvmm.errors import PyvmmError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a line, its end not counted.
 MOST_LINE = 64 * 1024
+#: Bytes of guest memory that can be read at once.
+MOST_READ = 64 * 1024
 #: Characters of an ``id``.
 MOST_ID = 100
 
@@ -38,23 +41,40 @@ class RequestError(PyvmmError):
         self.id = id
 
 
+#: The default of a parameter that has to be given.
+REQUIRED = object()
+
+
 class Parameter:
-    """A parameter of a command: ``kind`` is bool or int (0 or more), ``default`` what holds without it."""
+    """A parameter of a command: ``kind`` is bool, int (0 or more), str, or bytes (which stand in JSON as base64);
+    ``default`` what holds without it, :data:`REQUIRED` if it has to be given."""
 
     __slots__ = ("default", "help", "kind")
 
-    def __init__(self, kind: type[bool] | type[int], default: bool | int | None, help: str) -> None:
+    def __init__(self, kind: type[bool | int | str | bytes], default: object, help: str) -> None:
         self.kind = kind
         self.default = default
         self.help = help
 
-    def check(self, command: str, name: str, value: object, id: Id) -> bool | int:
-        """``value`` if it is of the right kind; RequestError."""
-        if type(value) is not self.kind or value < 0:
-            kind = "true or false" if self.kind is bool else "a whole number, 0 or more"
-            shown = printable(json.dumps(value))[:MOST_ID]
-            raise RequestError(f"{command}: {name} is {shown}", f"give {kind}", id)
-        return value
+    def check(self, command: str, name: str, value: object, id: Id) -> bool | int | str | bytes:
+        """``value`` if it is of the right kind, bytes decoded; RequestError."""
+        if type(value) is self.kind and (type(value) is not int or value >= 0):
+            return value
+        if self.kind is bytes and type(value) is str:
+            try:
+                return base64.b64decode(value, validate=True)
+            except ValueError:
+                pass
+        shown = printable(json.dumps(value))[:MOST_ID]
+        raise RequestError(f"{command}: {name} is {shown}", f"give {_KINDS[self.kind]}", id)
+
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number, 0 or more",
+    str: "text",
+    bytes: "bytes as base64",
+}
 
 
 class Command:
@@ -87,6 +107,34 @@ COMMANDS: dict[str, Command] = {
         target=Parameter(int, None, "have the guest make it that large"),
     ),
     "wait": Command("how the run ended; answered when it has"),
+    "regs": Command(
+        "the registers of a vCPU that stands still: of a paused machine, or one that has ended",
+        vcpu=Parameter(int, 0, "which of them"),
+    ),
+    "read": Command(
+        "guest memory, as base64",
+        address=Parameter(int, REQUIRED, "guest physical address"),
+        size=Parameter(int, REQUIRED, f"bytes, at most {MOST_READ}"),
+    ),
+    "write": Command(
+        "write to guest memory",
+        address=Parameter(int, REQUIRED, "guest physical address"),
+        data=Parameter(bytes, REQUIRED, "what to write"),
+    ),
+    "translate": Command(
+        "the physical address of a virtual one, by the page tables of a vCPU that stands still",
+        address=Parameter(int, REQUIRED, "guest virtual address"),
+        vcpu=Parameter(int, 0, "whose page tables"),
+    ),
+    "input": Command(
+        "type on the console; says how many bytes the guest has not read yet",
+        data=Parameter(bytes, b"", "what to type"),
+    ),
+    "port": Command(
+        "send to a port of the guest's that is joined to this connection",
+        name=Parameter(str, REQUIRED, "the port"),
+        data=Parameter(bytes, REQUIRED, "what to send"),
+    ),
     "help": Command("the commands and their parameters"),
     "version": Command("the version of pyvmm"),
 }
@@ -135,6 +183,9 @@ def parse(line: bytes | bytearray) -> Request:
         if parameter is None:
             raise RequestError(f"{name} has no '{_short(key)}'", hint(key, command.parameters), id)
         arguments[key] = parameter.check(name, key, value, id)
+    missing = [key for key, value in arguments.items() if value is REQUIRED]
+    if missing:
+        raise RequestError(f"{name} needs {' and '.join(missing)}", f"give {missing[0]}", id)
     return Request(id, name, arguments)
 
 

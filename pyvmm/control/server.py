@@ -1,4 +1,4 @@
-"""The machine's side of the control socket: clients, their lines and their queues, served by the event loop.
+"""The machine's side of its control connections: clients, their lines and their queues, served by the event loop.
 
 Nothing here blocks, and no client can hold the machine up: it has a few lines handled at a time, is not read while
 it does not take its answers, and is dropped when what it asked to be sent as it comes piles up.
@@ -6,7 +6,6 @@ it does not take its answers, and is dropped when what it asked to be sent as it
 
 from __future__ import annotations
 
-import codecs
 import os
 import select
 import socket
@@ -15,7 +14,8 @@ import time
 
 from pyvmm import __version__
 from pyvmm.control import commands, protocol
-from pyvmm.control.protocol import Id, Request, RequestError
+from pyvmm.control.connection import Connection, Follower
+from pyvmm.control.protocol import Request, RequestError
 from pyvmm.control.sockets import Listener, peer
 from pyvmm.errors import PyvmmError
 
@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pyvmm.control.protocol import Id
     from pyvmm.machine.machine import Machine
 
 MOST_CLIENTS = 16
@@ -30,62 +31,22 @@ MOST_CLIENTS = 16
 MOST_PENDING = 64
 #: Lines of one client that are handled before the others, and the machine's console, have their turn.
 LINES_A_TURN = 16
-#: Bytes of answers a client may leave lying before it is read no further, and before it is dropped.
-OUTPUT_PAUSES = 256 * 1024
-OUTPUT_MOST = 4 * 1024 * 1024
-_READ = 64 * 1024
 #: Seconds that clients have, at the end, to take what is left for them.
 FAREWELL = 1.0
 
 
-class Client:
-    """One connection: what came and is not handled yet, what is to be sent, and what it waits for."""
-
-    __slots__ = ("connection", "ended", "followed", "input", "output", "pausing", "waiting")
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.input = bytearray()
-        self.output = bytearray()
-        self.ended = False  # it sends no more, or has sent something after which it is not listened to
-        self.followed: list[tuple[Id, codecs.IncrementalDecoder]] = []
-        self.pausing: list[Id] = []
-        self.waiting: list[Id] = []
-
-    @property
-    def reading(self) -> bool:
-        """Whether more of it is read: not while it has lines waiting, as it has if it leaves its answers lying."""
-        return not self.ended and not self.ready_lines
-
-    @property
-    def ready_lines(self) -> bool:
-        """Whether there is something to handle."""
-        has_line = b"\n" in self.input or len(self.input) > protocol.MOST_LINE
-        return has_line or (self.ended and bool(self.input))
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is to be expected, on either side."""
-        expects = self.followed or self.pausing or self.waiting
-        return self.ended and not self.input and not self.output and not expects
-
-
 class Control:
-    """The control socket of one machine, at ``path``; made before the machine, so that a path that cannot be used is
-    found first.  It satisfies the machine's ``Control``."""
+    """Serves the connections to one machine.  It satisfies the machine's ``Control``.
 
-    def __init__(self, path: str, name: str) -> None:
+    ``name`` is the machine's.  Those who connect come from a listening socket (:class:`SocketControl`), or there is one
+    connection from the start (:class:`pyvmm.control.owner.OwnerControl`).
+    """
+
+    def __init__(self, name: str) -> None:
         self.name = name
         self.busy = False
-        self._listener = Listener(path)
-        self._clients: dict[int, Client] = {}
+        self._clients: dict[int, Connection] = {}
         self._machine: Machine | None = None
-        self._accept_from = 0.0
-
-    @property
-    def path(self) -> str:
-        """Where the socket stands."""
-        return self._listener.path
 
     def attach(self, machine: Machine) -> None:
         """Serve this machine, in its event loop."""
@@ -93,31 +54,30 @@ class Control:
         machine.console.taps.append(self._printed)
         machine.control = self
 
+    def failed(self, error: Exception) -> None:
+        """There is no machine, or it cannot go on: tell those who would not learn it otherwise."""
+
     # -- for the event loop -----------------------------------------------------------------------------
 
     def register(self, poll: select.poll) -> None:
         """Say what has to be waited for."""
-        if time.monotonic() >= self._accept_from:
-            poll.register(self._listener.socket.fileno(), select.POLLIN)
         for fd, client in self._clients.items():
             mask = (select.POLLIN if client.reading else 0) | (select.POLLOUT if client.output else 0)
             poll.register(fd, mask)
 
     def ready(self, fd: int) -> None:
         """Serve a descriptor that poll(2) reported; others than ours are ignored."""
-        if fd == self._listener.socket.fileno():
-            self._accept()
-            return
         client = self._clients.get(fd)
         if client is None:
             return
         if client.ended and not client.output:  # nothing was waited for: the connection is broken
-            self._drop(client)
-            return
-        if client.output:
-            self._send(client)
-        if client.reading:
-            self._receive(client)
+            client.close()
+        if client.output and client.open:
+            client.send()
+        if client.reading and client.open:
+            client.receive()
+        if not client.open:
+            self._forget()
 
     def step(self) -> None:
         """Handle what has come, a few lines of each client, and answer what had to wait."""
@@ -126,12 +86,17 @@ class Control:
                 if not self._handle_line(client):
                     break
         self._answer_pauses()
-        for client in list(self._clients.values()):
+        for client in self._clients.values():
             if client.done:
-                self._drop(client)
-        self.busy = any(
-            client.ready_lines and len(client.output) < OUTPUT_PAUSES for client in self._clients.values()
-        )
+                client.close()
+        self._forget()
+        self.busy = any(client.takes_lines for client in self._clients.values())
+
+    def _forget(self) -> None:
+        """Those whose connection is closed."""
+        for fd, client in list(self._clients.items()):
+            if not client.open:
+                del self._clients[fd]
 
     # -- the end ----------------------------------------------------------------------------------------
 
@@ -142,17 +107,21 @@ class Control:
             return
         for client in list(self._clients.values()):
             if client.reading:
-                self._receive(client)
+                client.receive()
         self.step()
         outcome = commands.outcome(machine)
-        for client in list(self._clients.values()):
+        for client in self._clients.values():
             for id in client.waiting:
-                self._queue(client, protocol.reply(id, outcome))
-            for id, _ in client.followed:
-                self._queue(client, protocol.event(id, "ended", **outcome))
+                client.queue(protocol.reply(id, outcome))
+            for follower in client.followed:
+                client.queue(protocol.event(follower.id, "ended", **outcome))
             client.waiting, client.followed = [], []
+        self._farewell()
+
+    def _farewell(self) -> None:
         deadline = time.monotonic() + FAREWELL
         while (left := deadline - time.monotonic()) > 0:
+            self._forget()
             poll = select.poll()
             for fd, client in self._clients.items():
                 if client.output:
@@ -160,122 +129,54 @@ class Control:
             if not any(client.output for client in self._clients.values()):
                 return
             for fd, _ in poll.poll(left * 1000):
-                self._send(self._clients[fd])
+                self._clients[fd].send()
 
     def close(self) -> None:
-        """Hang up and remove the socket.  Idempotent."""
-        for client in list(self._clients.values()):
-            self._drop(client)
-        self._listener.close()
-
-    # -- connections ------------------------------------------------------------------------------------
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.socket.accept()
-        except BlockingIOError:  # it went away again
-            return
-        except OSError:  # no descriptors are left: whoever wants to connect has to wait
-            self._accept_from = time.monotonic() + 1.0
-            return
-        connection.setblocking(False)
-        try:
-            allowed = peer(connection)[1] == os.geteuid()
-        except OSError:
-            allowed = False
-        if not allowed:
-            connection.close()
-            return
-        if len(self._clients) >= MOST_CLIENTS:
-            error = PyvmmError(f"the machine has {MOST_CLIENTS} clients already", "close one of them")
-            try:
-                connection.send(protocol.failure(None, error))
-            except OSError:
-                pass
-            connection.close()
-            return
-        self._clients[connection.fileno()] = Client(connection)
-
-    def _drop(self, client: Client) -> None:
-        self._clients.pop(client.connection.fileno(), None)
-        client.connection.close()
-        client.output.clear()
-
-    def _receive(self, client: Client) -> None:
-        try:
-            data = client.connection.recv(_READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._drop(client)
-            return
-        client.input += data
-        client.ended = not data
-
-    def _queue(self, client: Client, line: bytes) -> None:
-        """Send ``line`` as far as it goes, keep the rest; a client that left too much lying is dropped."""
-        if client.connection.fileno() < 0:
-            return
-        client.output += line
-        if len(client.output) == len(line) or len(client.output) > OUTPUT_MOST:
-            self._send(client)
-        if len(client.output) > OUTPUT_MOST:
-            self._drop(client)
-
-    def _send(self, client: Client) -> None:
-        try:
-            sent = client.connection.send(client.output)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._drop(client)
-            return
-        del client.output[:sent]
+        """Hang up.  Idempotent."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
 
     # -- lines ------------------------------------------------------------------------------------------
 
-    def _handle_line(self, client: Client) -> bool:
+    def _handle_line(self, client: Connection) -> bool:
         """Handle the client's next line; whether there was one."""
-        if client.connection.fileno() < 0 or len(client.output) >= OUTPUT_PAUSES or not client.ready_lines:
+        if not client.takes_lines:
             return False
-        end = client.input.find(b"\n")
-        line = bytes(client.input if end < 0 else client.input[:end])
-        if len(line) > protocol.MOST_LINE:
-            error = RequestError(f"a line of more than {protocol.MOST_LINE} bytes", "send shorter ones")
-            client.input.clear()
-            client.ended = True
-            self._queue(client, protocol.failure(None, error))
+        try:
+            line = client.next_line()
+        except RequestError as error:
+            client.queue(protocol.failure(None, error))
             return False
-        del client.input[: len(line) + 1]
         if line.strip():
             self._answer(client, line)
         return True
 
-    def _answer(self, client: Client, line: bytes) -> None:
+    def _answer(self, client: Connection, line: bytes) -> None:
         id: Id = None
         try:
             request = protocol.parse(line)
             id = request.id
             result = self._do(client, request)
         except RequestError as error:
-            self._queue(client, protocol.failure(error.id, error))
+            client.queue(protocol.failure(error.id, error))
         except PyvmmError as error:
-            self._queue(client, protocol.failure(id, error))
+            client.queue(protocol.failure(id, error))
         except Exception as error:  # a bug of ours must not end the machine
             if os.environ.get("PYVMM_DEBUG"):
                 sys.excepthook(type(error), error, error.__traceback__)
             failure = PyvmmError(f"internal error: {type(error).__name__}: {error}", "this is a bug in pyvmm")
-            self._queue(client, protocol.failure(id, failure))
+            client.queue(protocol.failure(id, failure))
         else:
             if result is not None:
-                self._queue(client, protocol.reply(id, result))
+                client.queue(protocol.reply(id, result))
 
-    def _do(self, client: Client, request: Request) -> Mapping[str, object] | None:
+    def _do(self, client: Connection, request: Request) -> Mapping[str, object] | None:
         """The answer to a request; None if it is still to come, or has been given."""
         machine, command, arguments = self._machine, request.command, request.arguments
         assert machine is not None, "lines are handled by the machine's event loop"
         waits = command in ("pause", "wait") or (command == "console" and arguments["follow"])
-        if waits and len(client.pausing) + len(client.waiting) + len(client.followed) >= MOST_PENDING:
+        if waits and client.pending >= MOST_PENDING:
             raise PyvmmError(f"{MOST_PENDING} commands are waiting already", "hang up, and ask once")
         if command == "status":
             return commands.status(machine, self.name)
@@ -286,20 +187,19 @@ class Control:
         if command == "resume":
             self._cancel_pauses("the machine was resumed before it had stopped")
             return commands.resume(machine)
-        if command == "stop":
-            return commands.stop(machine, arguments["force"])
         if command == "console":
             return self._console(machine, client, request)
-        if command == "exits":
-            return commands.exits(machine)
-        if command == "devices":
-            return commands.devices(machine)
-        if command == "balloon":
-            return commands.balloon(machine, arguments["target"])
         if command == "wait":
             client.waiting.append(request.id)
             return None
-        return commands.help_() if command == "help" else {"version": __version__}
+        if command == "port":
+            return self._port(client, **arguments)
+        if command == "version":
+            return {"version": __version__}
+        return commands.SIMPLE[command](machine, **arguments)
+
+    def _port(self, client: Connection, name: str, data: bytes) -> Mapping[str, object]:
+        raise PyvmmError("no port is joined to this connection", "only the owner of a machine has its ports")
 
     def _answer_pauses(self) -> None:
         machine = self._machine
@@ -308,33 +208,87 @@ class Control:
         if machine.ends:
             self._cancel_pauses("the machine ended before it had stopped")
         elif machine.pauser().step():
-            for client in list(self._clients.values()):
+            for client in self._clients.values():
                 for id in client.pausing:
-                    self._queue(client, protocol.reply(id, {"state": "paused"}))
+                    client.queue(protocol.reply(id, {"state": "paused"}))
                 client.pausing = []
 
     def _cancel_pauses(self, reason: str) -> None:
-        for client in list(self._clients.values()):
+        for client in self._clients.values():
             for id in client.pausing:
-                self._queue(client, protocol.failure(id, PyvmmError(reason, "look at its status")))
+                client.queue(protocol.failure(id, PyvmmError(reason, "look at its status")))
             client.pausing = []
 
     # -- the console ------------------------------------------------------------------------------------
 
-    def _console(self, machine: Machine, client: Client, request: Request) -> Mapping[str, object] | None:
+    def _console(self, machine: Machine, client: Connection, request: Request) -> Mapping[str, object] | None:
         console = machine.console
         result = {"data": console.tail(request.arguments["bytes"]), "total": console.total}
         if not request.arguments["follow"]:
             return result
-        self._queue(client, protocol.reply(request.id, result))  # before the first event
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        client.followed.append((request.id, decoder))
+        client.queue(protocol.reply(request.id, result))  # before the first event
+        client.followed.append(Follower(request.id))
         return None
 
     def _printed(self, data: bytes) -> None:
         """The guest printed ``data``."""
-        for client in list(self._clients.values()):
-            for id, decoder in client.followed:
-                text = decoder.decode(data)
-                if text:
-                    self._queue(client, protocol.event(id, "console", data=text))
+        for client in self._clients.values():
+            for follower in client.followed:
+                client.queue(follower.event(data))
+
+
+class SocketControl(Control):
+    """The control socket at ``path``; made before the machine, so that a path that cannot be used is found first."""
+
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(name)
+        self._listener = Listener(path)
+        self._accept_from = 0.0
+
+    @property
+    def path(self) -> str:
+        """Where the socket stands."""
+        return self._listener.path
+
+    def register(self, poll: select.poll) -> None:
+        if time.monotonic() >= self._accept_from:
+            poll.register(self._listener.socket.fileno(), select.POLLIN)
+        super().register(poll)
+
+    def ready(self, fd: int) -> None:
+        if fd == self._listener.socket.fileno():
+            self._accept()
+        else:
+            super().ready(fd)
+
+    def close(self) -> None:
+        """Hang up and remove the socket.  Idempotent."""
+        super().close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.socket.accept()
+        except BlockingIOError:  # it went away again
+            return
+        except OSError:  # no descriptors are left: whoever wants to connect has to wait
+            self._accept_from = time.monotonic() + 1.0
+            return
+        if not _is_ours(connection):
+            connection.close()
+            return
+        client = Connection(connection)
+        if len(self._clients) >= MOST_CLIENTS:
+            error = PyvmmError(f"the machine has {MOST_CLIENTS} clients already", "close one of them")
+            client.queue(protocol.failure(None, error))
+            client.close()
+            return
+        self._clients[connection.fileno()] = client
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether the other side is the same user."""
+    try:
+        return peer(connection)[1] == os.geteuid()
+    except OSError:
+        return False

@@ -127,10 +127,12 @@ def _guest_ended(kind: str, status: int) -> NoReturn:
 
 
 def _outputs(spec: MachineSpec, closers: list[object]) -> list[tuple[int, str]]:
-    """Where the console goes: standard output, and the log file if there is to be one."""
-    output = nonblocking(1)
-    closers.append(_File(output))
-    outputs = [(output, "standard output")]
+    """Where the console goes: standard output, unless somebody else shows it, and the log file if there is one."""
+    outputs = []
+    if spec.show_console:
+        output = nonblocking(1)
+        closers.append(_File(output))
+        outputs.append((output, "standard output"))
     if spec.console_log is not None:
         try:
             # O_NONBLOCK: a FIFO that nobody reads is refused, and one whose reader is slow does not hold us up.

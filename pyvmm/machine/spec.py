@@ -43,7 +43,8 @@ class MachineSpec:
     be the files themselves, privately, instead of copies: quicker to set up, slower for the guest, and the files
     must not be written to meanwhile.  ``dtb`` is a device tree that the guest is given instead of the
     machine's own, and ``dump_dtb`` a file that the guest's is written to (aarch64).
-    ``interactive`` says whether standard input goes to the guest.  ``attachments`` are the virtio devices, in order.
+    ``interactive`` says whether standard input goes to the guest, ``show_console`` whether its console goes to standard
+    output.  ``attachments`` are the virtio devices, in order.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class MachineSpec:
         "poison",
         "protocol",
         "require",
+        "show_console",
         "timeout",
     )
 
@@ -89,6 +91,7 @@ class MachineSpec:
         kaslr: bool | None = None,
         map_files: bool = False,
         interactive: bool = True,
+        show_console: bool = True,
         dtb: str | None = None,
         dump_dtb: str | None = None,
         attachments: Sequence[Attachment] = (),
@@ -122,6 +125,7 @@ class MachineSpec:
         self.kaslr = kaslr
         self.map_files = map_files
         self.interactive = interactive
+        self.show_console = show_console
         self.dtb = dtb
         self.dump_dtb = dump_dtb
         self.attachments = tuple(attachments)

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from pyvmm import arch
 from pyvmm.control.client import Client
-from pyvmm.control.server import Control
+from pyvmm.control.server import SocketControl
 from pyvmm.errors import PyvmmError
 from pyvmm.kvm import System
 from pyvmm.machine.build import build
@@ -319,7 +319,7 @@ def test_the_counters_stand_still(guests: Path) -> None:
 
 def test_pauses_while_the_guest_prints_and_ends(guests: Path, tmp_path: Path) -> None:
     """Pauses without end, of a guest that prints a mebibyte: nothing of it is lost, and the end comes all the same."""
-    control = Control(str(tmp_path / "box.sock"), "box")
+    control = SocketControl(str(tmp_path / "box.sock"), "box")
     pauses = 0
 
     def press() -> None:

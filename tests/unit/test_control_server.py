@@ -18,8 +18,9 @@ import pytest
 from pyvmm.console import Console
 from pyvmm.control import server as server_module
 from pyvmm.control.client import Client, Gone, NoAnswer
+from pyvmm.control.connection import OUTPUT_MOST
 from pyvmm.control.protocol import MOST_LINE
-from pyvmm.control.server import MOST_CLIENTS, MOST_PENDING, OUTPUT_MOST, Control
+from pyvmm.control.server import MOST_CLIENTS, MOST_PENDING, SocketControl
 from pyvmm.devices.virtio.balloon import BalloonDevice
 from pyvmm.errors import PyvmmError
 from pyvmm.machine.machine import Machine
@@ -77,7 +78,7 @@ class Served:
         )  # type: ignore[arg-type]  # fmt: skip
         self.machine.press_power_button = self._press  # type: ignore[method-assign]
         self.machine.started = time.monotonic()
-        self.control = Control(str(path), "box")
+        self.control = SocketControl(str(path), "box")
         self.control.attach(self.machine)
         self.turns = 0
         self.longest = 0.0

@@ -40,9 +40,11 @@ __all__ = [
     "prepare_vm",
     "probe",
     "ram_ranges",
+    "register_values",
     "require_hardware",
     "resume_clock",
     "supported_features",
+    "translate",
     "virtio_slot",
     "vm_type",
     "whereabouts",
@@ -129,3 +131,27 @@ def whereabouts(vcpu: Vcpu, image: str) -> str:
     from pyvmm.arch.aarch64.diagnose import whereabouts
 
     return whereabouts(vcpu)
+
+
+def register_values(vcpu: Vcpu) -> dict[str, int]:
+    """The registers of ``vcpu``, which stands still: ``x0`` to ``x30``, ``pc``, ``pstate``, ``sp_el0``, and those
+    system registers of EL1 that a post-mortem shows (``ttbr0_el1``, ...)."""
+    from pyvmm.arch.aarch64.diagnose import capture
+
+    stop = capture(vcpu)
+    general = {f"x{number}": value for number, value in enumerate(stop.x)}
+    return general | {name.lower(): value for name, value in stop.named.items()}
+
+
+def translate(vcpu: Vcpu, memory: GuestMemory, address: int) -> int | None:
+    """The physical address of the virtual ``address`` by the translation tables of ``vcpu``, which stands still; None
+    where nothing is mapped."""
+    from pyvmm.arch.aarch64.diagnose import capture
+    from pyvmm.arch.aarch64.paging import walk
+
+    stop = capture(vcpu)
+    if not stop.mmu:
+        return address
+    return walk(
+        memory, address, tcr=stop["TCR_EL1"], ttbr0=stop["TTBR0_EL1"], ttbr1=stop["TTBR1_EL1"]
+    ).physical

@@ -42,9 +42,11 @@ __all__ = [
     "prepare_vm",
     "probe",
     "ram_ranges",
+    "register_values",
     "require_hardware",
     "resume_clock",
     "supported_features",
+    "translate",
     "virtio_slot",
     "vm_type",
     "whereabouts",
@@ -184,6 +186,32 @@ def whereabouts(vcpu: Vcpu, image: str) -> str:
     interrupts = "on" if stop.regs.rflags & RFLAGS.IF else "off"
     where = f"RIP {stop.rip:#x}{f' ({name})' if name else ''}, {stop.mode}"
     return f"vCPU {vcpu.id} was {doing}, interrupts {interrupts}, {where}"
+
+
+def register_values(vcpu: Vcpu) -> dict[str, int]:
+    """The registers of ``vcpu``, which stands still: general and control registers, of segments the selector and the
+    base (``cs``, ``cs_base``), of tables the base and the limit (``gdt_base``, ``gdt_limit``)."""
+    regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+    values = {name: int(getattr(regs, name)) for name, *_ in regs._fields_}
+    values |= {
+        name: int(getattr(sregs, name)) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+    }
+    for name in ("cs", "ss", "ds", "es", "fs", "gs", "tr", "ldt"):
+        segment = getattr(sregs, name)
+        values |= {name: int(segment.selector), f"{name}_base": int(segment.base)}
+    for name in ("gdt", "idt"):
+        table = getattr(sregs, name)
+        values |= {f"{name}_base": int(table.base), f"{name}_limit": int(table.limit)}
+    return values
+
+
+def translate(vcpu: Vcpu, memory: GuestMemory, address: int) -> int | None:
+    """The physical address of the linear ``address`` by the page tables of ``vcpu``, which stands still; None where
+    nothing is mapped."""
+    from pyvmm.arch.x86_64.paging import walk
+
+    sregs = vcpu.get_sregs()
+    return walk(memory, address, cr0=sregs.cr0, cr3=sregs.cr3, cr4=sregs.cr4, efer=sregs.efer).physical
 
 
 def _symbols(image: str) -> Symbols | None:

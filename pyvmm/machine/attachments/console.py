@@ -17,6 +17,10 @@ from pyvmm.devices.virtio.console_ports import CHUNK, Channel, Endpoint, FileEnd
 from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments.base import Attachment, Host, Key
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Bytes of input that may wait for hvc0 before the loop reads no more.
 INPUT_LIMIT = 4096
 #: Linux makes a file name of it, and a uevent of that: what is longer than this, or has a slash in it, is trouble.
@@ -56,6 +60,15 @@ class Terminal(Channel):
         self.send(data)
 
 
+class ControlChannel(Channel):
+    """A port for the owner of the machine, over the control connection."""
+
+    def join(self, on_output: Callable[[bytes], None], on_open: Callable[[bool], None]) -> None:
+        """From now on, before the machine runs, the guest's output and its opening and closing go there."""
+        self._on_output = on_output
+        self._on_open = on_open
+
+
 class _Listener:
     """A listening Unix socket at ``path``; closing it removes the path, if it is still ours."""
 
@@ -92,12 +105,14 @@ class ConsoleAttachment(Attachment):
         "port": Key(str, help="the name of a port, /dev/virtio-ports/NAME in the guest"),
         "socket": Key(str, path=True, help="join the port to a Unix socket that pyvmm listens on"),
         "file": Key(str, path=True, help="write the port's output to a file"),
+        "control": Key(bool, help="join the port to the control connection, for boot --control -"),
     }
 
     hvc: bool
     port: str | None
     socket: str | None
     file: str | None
+    control: bool
 
     def changed_files(self) -> list[str]:
         """The file that the port's output goes to."""
@@ -110,9 +125,9 @@ class ConsoleAttachment(Attachment):
                 "a console is either hvc or a port", "write --console hvc, or --console port=NAME,..."
             )
         if self.hvc:
-            if self.socket or self.file:
+            if self.socket or self.file or self.control:
                 raise UsageError(
-                    "hvc shows where the serial port shows", "leave out socket and file, or give a port=NAME"
+                    "hvc shows where the serial port shows", "give socket, file and control with a port=NAME"
                 )
             return
         assert self.port is not None
@@ -126,8 +141,10 @@ class ConsoleAttachment(Attachment):
                 f"'{self.port}' cannot be the name of a port",
                 f"give at most {NAME_BYTES} bytes without a slash, as org.example.agent",
             )
-        if bool(self.socket) == bool(self.file):
-            raise UsageError(f"port {self.port}: where is it to go?", "give either socket=PATH or file=PATH")
+        if bool(self.socket) + bool(self.file) + self.control != 1:
+            raise UsageError(
+                f"port {self.port}: where is it to go?", "give one of socket=PATH, file=PATH and control"
+            )
         if self.socket:
             check_socket(self.socket)
 
@@ -137,7 +154,9 @@ class ConsoleAttachment(Attachment):
             return self._terminal(host)
         assert self.port is not None
         endpoint: Endpoint
-        if self.socket:
+        if self.control:
+            endpoint = ControlChannel()
+        elif self.socket:
             check_socket(self.socket)
             _remove_socket(self.socket)
             listener = _Listener(self.socket)
