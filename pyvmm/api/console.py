@@ -1,0 +1,283 @@
+"""The guest's console as a program sees it: wait for texts, in order, and type.
+
+What is waited for is looked for from where the last match ended.  A thread of the machine's puts everything here as
+it comes, whether somebody waits or not.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, UsageError
+
+#: What to give ``fail_on``: the lines that kernels die or complain with.
+PANICS: tuple[bytes, ...] = (
+    rb"Kernel panic - not syncing[^\r\n]*",
+    rb"BUG: [^\r\n]*",
+    rb"Oops(?:: |\b - )[^\r\n]*",
+    rb"Internal error: [^\r\n]*",
+    rb"general protection fault[^\r\n]*",
+)
+
+#: Bytes of console kept in memory; the first of what is more are forgotten (a log file has them all).
+MOST_KEPT = 32 << 20
+#: Bytes before the end of what has been looked through that are looked through again when more comes: a match of a
+#: pattern that is longer than this may be missed when it comes in pieces.
+OVERLAP = 64 << 10
+#: Seconds between two looks at a guest's unread input, and bytes of it that may be waiting.
+_INPUT_PAUSE = 0.02
+_INPUT_PIECE = 4096
+
+Pattern = str | bytes | re.Pattern[bytes]
+
+
+class Match:
+    """What was found: ``index`` of the pattern in the list, ``match`` as of :mod:`re`, ``before`` the bytes between the
+    last match and this one, ``after`` the matched bytes, ``text`` the same as text."""
+
+    __slots__ = ("after", "before", "index", "match")
+
+    def __init__(self, index: int, match: re.Match[bytes], before: bytes) -> None:
+        self.index = index
+        self.match = match
+        self.before = before
+        self.after = match[0]
+
+    @property
+    def text(self) -> str:
+        """The matched text, undecodable bytes replaced."""
+        return self.after.decode("utf-8", "replace")
+
+    def group(self, group: int | str = 0) -> str:
+        """A group of the pattern as text, "" if it took no part."""
+        return (self.match[group] or b"").decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return f"<Match {self.index}: {self.after!r}>"
+
+
+class Console:
+    """What the guest prints and is given to read; any thread may use it, but two that wait share what they find.
+
+    ``type_`` sends bytes and returns how many the guest has not read; ``failure`` makes the error for a machine that
+    has ended, or ended badly; ``timeout`` (seconds, None: for ever) holds where an expect() gives none.
+    """
+
+    def __init__(
+        self, type_: Callable[[bytes], int], failure: Callable[[str], GuestError], log: str | None
+    ) -> None:
+        self.timeout: float | None = 60.0
+        self.forgotten = 0  # bytes at the start that are not kept any more
+        self._type = type_
+        self._failure = failure
+        self._log_path = log
+        self._log = None
+        if log is not None:
+            try:
+                self._log = open(log, "wb", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write the log {log}: {error.strerror}", "choose a writable place"
+                ) from None
+        self._data = bytearray()
+        self._at = 0  # where the last match ended, in _data
+        self._ended = False
+        self._changed = threading.Condition()
+
+    # -- what the machine does ------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """The guest printed ``data``."""
+        if self._log is not None:
+            try:
+                self._log.write(data)
+            except OSError:  # a full disk takes the log, not the machine
+                self._log = None
+        with self._changed:
+            self._data += data
+            if len(self._data) > MOST_KEPT:
+                gone = len(self._data) - MOST_KEPT // 2
+                del self._data[:gone]
+                self.forgotten += gone
+                self._at = max(0, self._at - gone)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close the log."""
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> bytes:
+        """Everything printed so far (the last 16 MiB or more of it)."""
+        with self._changed:
+            return bytes(self._data)
+
+    @property
+    def text(self) -> str:
+        """The same as text, undecodable bytes replaced."""
+        return self.log.decode("utf-8", "replace")
+
+    @property
+    def total(self) -> int:
+        """Bytes printed so far."""
+        return self.forgotten + len(self._data)
+
+    def tail(self, count: int = 4096) -> str:
+        """The last ``count`` bytes as text."""
+        with self._changed:
+            return bytes(self._data[-count:]).decode("utf-8", "replace")
+
+    def expect(
+        self,
+        patterns: Pattern | Sequence[Pattern],
+        timeout: float | None = -1,
+        *,
+        fail_on: Pattern | Sequence[Pattern] = (),
+    ) -> Match:
+        """Wait until one of ``patterns`` matches; that which matches first in what was printed counts.
+
+        Patterns are regular expressions over bytes (text is encoded as UTF-8, ``^`` and ``$`` are those of the whole
+        unless ``(?m)`` says otherwise).  ``timeout`` in seconds, None: for ever; by default :attr:`timeout`.
+
+        :raises ExpectTimeout: none came in time
+        :raises GuestPanic: one of ``fail_on`` came first, and is that of a kernel; another is a GuestError
+        :raises UnexpectedExit: the machine ended first (or GuestPanic, TripleFault, as it ended)
+        """
+        wanted = _compiled(patterns)
+        if not wanted:
+            raise UsageError("nothing is expected", "give a pattern")
+        return self._expect(wanted, _compiled(fail_on), timeout)
+
+    def expect_exact(
+        self,
+        texts: str | bytes | Sequence[str | bytes],
+        timeout: float | None = -1,
+        *,
+        fail_on: Pattern | Sequence[Pattern] = (),
+    ) -> Match:
+        """As :meth:`expect`, for texts that are taken as they stand."""
+        texts = [texts] if isinstance(texts, str | bytes) else list(texts)
+        literal = [re.compile(re.escape(text.encode() if isinstance(text, str) else text)) for text in texts]
+        if not literal or any(not pattern.pattern for pattern in literal):
+            raise UsageError("an empty text cannot be expected", "give some text")
+        return self._expect(literal, _compiled(fail_on), timeout)
+
+    def _expect(
+        self, wanted: list[re.Pattern[bytes]], bad: list[re.Pattern[bytes]], timeout: float | None
+    ) -> Match:
+        limit = self.timeout if timeout is not None and timeout < 0 else timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        with self._changed:
+            start = self.forgotten + self._at
+            looked = start  # up to where it has been looked through, counted from the console's first byte
+            while True:
+                seen = self.forgotten + len(self._data)
+                begin = max(start, looked - OVERLAP, self.forgotten) - self.forgotten
+                found = _first([*wanted, *bad], self._data, begin)
+                looked = seen
+                if found is not None:
+                    return self._found(*found, begin, len(wanted))
+                if self._ended:
+                    break
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._changed.wait(left)
+            ended = self._ended
+        what = " or ".join(_shown(pattern) for pattern in wanted)
+        if ended:
+            raise self._failure(f"the console never showed {what}")
+        raise ExpectTimeout(
+            f"the console did not show {what} within {limit:g} s",
+            "give a longer timeout, or look at the console's last lines",
+            console_tail=self.tail(), log=self._log_path,
+        )  # fmt: skip
+
+    def _found(self, index: int, match: re.Match[bytes], begin: int, good: int) -> Match:
+        """Note where the match ended, which was looked for from ``begin`` on; an error if it is not a ``good`` one."""
+        before = bytes(self._data[self._at : begin + match.start()])
+        self._at = begin + match.end()
+        if index < good:
+            return Match(index, match, before)
+        said = match[0].decode("utf-8", "replace").strip()
+        kind = GuestPanic if any(re.match(each, match[0]) for each in PANICS) else GuestError
+        raise kind(
+            f"the console showed what it must not: {said}", "the lines before it say what led there",
+            console_tail=bytes(self._data[-4096:]).decode("utf-8", "replace"), log=self._log_path,
+        )  # fmt: skip
+
+    # -- typing ---------------------------------------------------------------------------------------------
+
+    def send(self, data: str | bytes) -> None:
+        """Type ``data``; returns when the guest has read nearly all of it.  UsageError if the machine has ended."""
+        rest = memoryview(data.encode() if isinstance(data, str) else data)
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        while rest:
+            piece, rest = bytes(rest[:_INPUT_PIECE]), rest[_INPUT_PIECE:]
+            pending = self._type(piece)
+            while pending > _INPUT_PIECE:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise ExpectTimeout(
+                        f"the guest does not read what is typed: {pending} bytes are waiting",
+                        "type when something in the guest reads the console",
+                        console_tail=self.tail(), log=self._log_path,
+                    )  # fmt: skip
+                time.sleep(_INPUT_PAUSE)
+                pending = self._type(b"")
+
+    def sendline(self, line: str | bytes = b"") -> None:
+        """Type a line and Enter."""
+        self.send((line.encode() if isinstance(line, str) else line) + b"\n")
+
+
+def _compiled(patterns: Pattern | Sequence[Pattern]) -> list[re.Pattern[bytes]]:
+    """``patterns`` as regular expressions over bytes; UsageError for one that is none."""
+    if isinstance(patterns, str | bytes | re.Pattern):
+        patterns = [patterns]
+    found = []
+    for pattern in patterns:
+        if isinstance(pattern, re.Pattern):
+            if not isinstance(pattern.pattern, bytes):
+                raise UsageError(
+                    f"the pattern {pattern.pattern!r} is for text", "compile it from bytes: rb'...'"
+                )
+            found.append(pattern)
+            continue
+        try:
+            found.append(re.compile(pattern.encode() if isinstance(pattern, str) else pattern))
+        except re.error as error:
+            raise UsageError(
+                f"{pattern!r} is no regular expression: {error}",
+                "for a text as it stands there is expect_exact()",
+            ) from None
+    return found
+
+
+def _first(
+    patterns: list[re.Pattern[bytes]], data: bytearray, begin: int
+) -> tuple[int, re.Match[bytes]] | None:
+    """The pattern whose match begins first, of equals the first in the list; the match owns its bytes."""
+    text = bytes(memoryview(data)[begin:])
+    best: tuple[int, re.Match[bytes]] | None = None
+    for index, pattern in enumerate(patterns):
+        match = pattern.search(text)
+        if match is not None and (best is None or match.start() < best[1].start()):
+            best = index, match
+    return best
+
+
+def _shown(pattern: re.Pattern[bytes]) -> str:
+    return repr(pattern.pattern.decode("utf-8", "replace"))

@@ -1,0 +1,467 @@
+"""A machine as a Python object: :class:`Machine`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.api.command import Command, Completed, arguments_of
+from pyvmm.api.console import Console
+from pyvmm.api.end import End
+from pyvmm.api.link import Link, Lost, error_of
+from pyvmm.api.plan import AGENT_PORT, Plan
+from pyvmm.api.process import END_SECONDS, Process
+from pyvmm.control.protocol import MOST_READ
+from pyvmm.errors import (
+    CommandFailed,
+    CommandTimeout,
+    ExpectTimeout,
+    GuestError,
+    GuestPanic,
+    HostError,
+    PyvmmError,
+    TripleFault,
+    UnexpectedExit,
+    UsageError,
+)
+from pyvmm.machine.outcome import Outcome
+
+if TYPE_CHECKING:
+    from pyvmm.agent import AgentClient
+    from pyvmm.ktap import Ktap
+
+#: Seconds that a machine has to start, the guest's kernel not counted: files are read, a lab may be built.
+START_SECONDS = 900.0
+#: Bytes of input for a port in one request.
+_PIECE = 32 * 1024
+#: Bytes of guest memory in one request; as base64, it has to fit into a line.
+_WRITE_PIECE = 32 * 1024
+
+#: ``timeout`` of a method that is to take the machine's own.
+_OWN = -1.0
+
+
+class Machine:
+    """A virtual machine that boots ``kernel``; it starts with ``with``, or :meth:`start`, and ends with the block.
+
+    >>> with Machine(hello) as vm:
+    ...     vm.console.expect("hello from (.*)\\n").group(1)
+    ...     vm.wait().outcome
+    'a guest of pyvmm'
+    'exit'
+
+    ``cmdline``: the kernel's command line, None for the serial console alone.  ``initrd``: a path, or the bytes
+    themselves.  ``memory``: bytes, or text such as "512M".  ``cpus``: vCPUs.  ``timeout``: seconds after which the
+    machine is stopped (None: never).  ``devices``: what ``pyvmm boot`` takes after ``--``, as
+    ``["disk=root.img,overlay", "net=user", "rng"]``.  ``options``: more of its options, as on a command line.
+    ``lab``: run in the lab, an emulated host, instead of here.  ``agent``: give the machine the port of pyvmm's agent
+    and, without an ``initrd``, one with the agent as its init, so that :meth:`run` works.  ``log``: a file for the
+    whole console.  ``expect_timeout``: seconds that :attr:`console` waits where nothing else is said.
+
+    Nothing is checked before the start, which raises UsageError, ImageError and HostError.  All methods may be called
+    from any thread.  The machine runs in a process of its own, and ends with this one.
+    """
+
+    def __init__(
+        self,
+        kernel: str | os.PathLike[str],
+        *,
+        cmdline: str | None = None,
+        initrd: str | os.PathLike[str] | bytes | None = None,
+        memory: int | str | None = None,
+        cpus: int = 1,
+        timeout: float | None = None,
+        devices: Sequence[str] = (),
+        options: Sequence[str] = (),
+        lab: bool = False,
+        agent: bool = False,
+        log: str | os.PathLike[str] | None = None,
+        expect_timeout: float | None = 60.0,
+    ) -> None:
+        self.kernel = os.fspath(kernel)
+        self.timeout = timeout
+        self.log = None if log is None else os.fspath(log)
+        self._plan = Plan(
+            self.kernel, cmdline=cmdline, initrd=initrd, memory=memory, cpus=cpus, timeout=timeout, devices=devices,
+            options=options, lab=lab, agent=agent,
+        )  # fmt: skip
+        self._expect_timeout = expect_timeout
+        self._console: Console | None = None
+        self._process: Process | None = None
+        self._link: Link | None = None
+        self._agent: AgentClient | None = None
+        self._end: End | None = None
+        self._failed: PyvmmError | None = None
+        self._gone = False  # the process has hung up
+        self._state = threading.Condition()
+        self._standing = threading.RLock()  # pausing, looking and going on are one step
+        self._paused = False
+        self._closed = False
+        self.started_at = 0.0  # time.monotonic() when the guest began to run
+        self.arch = ""  # the guest's architecture, as uname -m names it
+
+    # -- from start to end ----------------------------------------------------------------------------------
+
+    def start(self) -> Machine:
+        """Build the machine and let the guest run; returns the machine itself.
+
+        :raises UsageError: an option makes no sense
+        :raises ImageError: the kernel or another file cannot be used
+        :raises HostError: this host cannot run it (KvmMissing, KvmPermission, CapabilityMissing, ...)
+        """
+        if self._console is not None:
+            raise UsageError("the machine has been started already", "make another Machine")
+        self._console = Console(self._type, self._ended_error, self.log)
+        self._console.timeout = self._expect_timeout
+        try:
+            with contextlib.ExitStack() as files:
+                self._process = self._launch(files)
+                self._link = Link(self._process.socket, self._event, self._hung_up)
+                self._link.start()
+                with self._state:
+                    known = self._state.wait_for(
+                        lambda: self.started_at or self._failed or self._gone, START_SECONDS
+                    )
+                if not known:
+                    raise HostError(
+                        f"the machine did not start within {START_SECONDS:g} s", "is the host busy?"
+                    )
+            if not self.started_at:
+                self._process.wait(END_SECONDS)
+                raise self._failed or self._process.failure()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __enter__(self) -> Machine:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine if it runs, and give everything back.  Idempotent."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+        if self._link is not None:
+            self._link.hang_up()
+        if self._process is not None:
+            if not self._process.wait(END_SECONDS):
+                self._process.kill()
+            self._process.close()
+        if self._link is not None:
+            self._link.close()
+        if self._console is not None:
+            self._console.close()
+
+    def wait(self, timeout: float | None = None) -> End:
+        """Wait for the machine's end, at most ``timeout`` seconds.
+
+        :raises ExpectTimeout: it still runs
+        :raises HostError: its process went away without saying how it ended
+        """
+        with self._state:
+            if not self._state.wait_for(lambda: self._end is not None or self._gone or self._closed, timeout):
+                raise ExpectTimeout(
+                    f"the machine did not end within {timeout:g} s", "stop it, or wait longer",
+                    console_tail=self.console.tail(), log=self.log,
+                )  # fmt: skip
+            if self._end is not None:
+                return self._end
+        raise self._ended_error("the machine's end is not known")
+
+    @property
+    def end(self) -> End | None:
+        """How it ended; None while it runs."""
+        return self._end
+
+    def stop(self) -> None:
+        """Press the power button: a system that has started shuts down cleanly; :meth:`wait` waits for that."""
+        self._call("stop")
+
+    def kill(self) -> None:
+        """End the machine at once.  No error if it has ended."""
+        if self._end is None:
+            with contextlib.suppress(Lost):
+                self._call("stop", force=True)
+
+    # -- the console ----------------------------------------------------------------------------------------
+
+    @property
+    def console(self) -> Console:
+        """The guest's console: ``expect``, ``expect_exact``, ``send``, ``sendline``, ``log``."""
+        if self._console is None:
+            raise UsageError("the machine has not been started", "use it in a with block, or call start()")
+        return self._console
+
+    def ktap(self) -> Ktap:
+        """The test results in what the console has shown so far, as KTAP (:mod:`pyvmm.ktap`)."""
+        from pyvmm.ktap import parse
+
+        return parse(self.console.log)
+
+    # -- commands in the guest --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        timeout: float | None = None,
+        check: bool = False,
+        input: bytes | str = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Completed:
+        """Run a command in the guest, as root, and wait for its end; its streams are its own, not the console's.
+
+        ``command``: a text for the guest's shell, or a list of program and arguments.  ``timeout`` in seconds, from
+        when the guest is ready; then the command is killed.  ``input`` is its standard input.  ``env`` is added to its
+        environment, ``cwd`` its working directory.
+
+        :raises CommandFailed: with ``check``, the status is not 0
+        :raises CommandTimeout: it took too long; with what it had printed
+        :raises GuestError: the command cannot be executed, or the machine ended meanwhile (GuestPanic, ...)
+        """
+        running = self.popen(command, env=env, cwd=cwd)
+        running.feed(input.encode() if isinstance(input, str) else input)
+        name = command if isinstance(command, str) else " ".join(map(os.fsdecode, command))
+        try:
+            done = running.wait(timeout)
+        except TimeoutError:
+            running.kill()
+            raise CommandTimeout(
+                f"'{name}' did not end within {timeout:g} s", "give it more time, or look at what it printed",
+                returncode=None, stdout=bytes(running.stdout), stderr=bytes(running.stderr),
+                console_tail=self.console.tail(), log=self.log,
+            ) from None  # fmt: skip
+        if check and done.returncode:
+            how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise CommandFailed(
+                f"'{name}' ended with {how}{f': {last[0]}' if last else ''}", "look at its stderr",
+                returncode=done.returncode, stdout=done.stdout, stderr=done.stderr,
+                console_tail=self.console.tail(), log=self.log,
+            )  # fmt: skip
+        return done
+
+    def popen(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        pty: tuple[int, int] | None = None,
+        on_stdout: Callable[[bytes], None] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
+    ) -> Command:
+        """Start a command in the guest; as :meth:`run`, but it goes on.
+
+        ``pty``: rows and columns of a terminal for it; then all its output is in stdout.  ``on_stdout`` and
+        ``on_stderr`` are called with what comes, in a thread of the machine's, and must not wait; without them it is
+        collected.
+        """
+        agent = self._ready_agent()
+        running = Command(arguments_of(command))
+        started = agent.start(
+            running.args, env=env, cwd=cwd, pty=pty,
+            on_stdout=on_stdout or running.stdout.extend, on_stderr=on_stderr or running.stderr.extend,
+        )  # fmt: skip
+        return running._attach(started)
+
+    def wait_ready(self, timeout: float | None = _OWN) -> None:
+        """Wait until the guest's agent answers.
+
+        :raises ExpectTimeout: it did not in time
+        :raises GuestError: the machine ended
+        """
+        limit = self._expect_timeout if timeout == _OWN else timeout
+        agent = self._agent
+        if agent is None:
+            raise UsageError("the machine has no agent to run commands", "make it with agent=True")
+        try:
+            agent.wait_ready(limit)
+        except TimeoutError:
+            raise ExpectTimeout(
+                f"the guest's agent did not answer within {limit:g} s",
+                "is it in the guest, with the drivers for virtio consoles (virtio_mmio, virtio_console)?",
+                console_tail=self.console.tail(), log=self.log,
+            ) from None  # fmt: skip
+
+    def _ready_agent(self) -> AgentClient:
+        self.wait_ready()
+        assert self._agent is not None
+        return self._agent
+
+    # -- the machine from outside -------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop all vCPUs; the guest's clocks stand still.  No error if they are stopped already."""
+        with self._standing:
+            self._call("pause", timeout=None)
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+        with self._standing:
+            self._call("resume")
+            self._paused = False
+
+    @contextlib.contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """The vCPUs do not run meanwhile: it is paused, has ended, or is paused for the moment."""
+        with self._standing:
+            stop = not self._paused and self._end is None
+            if stop:
+                try:
+                    self._call("pause", timeout=None)
+                except UsageError:
+                    if self._end is None and not self._ends_soon():
+                        raise
+                    stop = False
+            try:
+                yield
+            finally:
+                if stop:
+                    with contextlib.suppress(PyvmmError):  # it has ended
+                        self._call("resume")
+
+    def _ends_soon(self) -> bool:
+        with self._state:
+            return self._state.wait_for(lambda: self._end is not None or self._gone, END_SECONDS)
+
+    def regs(self, vcpu: int = 0) -> dict[str, int]:
+        """The registers of a vCPU by name (``rip``, ``cr3``; ``pc``, ``ttbr0_el1``), all as of one moment.
+
+        >>> with Machine(hello) as vm:
+        ...     _ = vm.wait()
+        ...     vm.regs()["cs"]
+        16
+        """
+        with self._standing_still():
+            found: dict[str, int] = self._call("regs", vcpu=vcpu)["regs"]
+        return found
+
+    def translate(self, address: int, vcpu: int = 0) -> int | None:
+        """The guest physical address of a virtual one, by a vCPU's page tables; None where nothing is mapped."""
+        with self._standing_still():
+            physical: int | None = self._call("translate", address=address, vcpu=vcpu)["physical"]
+        return physical
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes of guest memory from the physical ``address`` on.  UsageError outside RAM.
+
+        >>> with Machine(hello) as vm:
+        ...     vm.write(0x80000, b"written")
+        ...     vm.read(0x80000, 7)
+        b'written'
+        """
+        import base64
+
+        data = bytearray()
+        while len(data) < size:
+            piece = min(MOST_READ, size - len(data))
+            data += base64.b64decode(self._call("read", address=address + len(data), size=piece)["data"])
+        return bytes(data)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write ``data`` to guest memory from the physical ``address`` on.  UsageError outside RAM."""
+        for at in range(0, len(data), _WRITE_PIECE):
+            self._call("write", address=address + at, data=bytes(data[at : at + _WRITE_PIECE]))
+
+    def status(self) -> dict[str, Any]:
+        """What it is doing: state, uptime, vCPUs, devices."""
+        return self._call("status")
+
+    def exits(self) -> dict[str, Any]:
+        """Exits to userspace so far: ``total`` and ``by_device``."""
+        return self._call("exits")
+
+    def _call(self, command: str, timeout: float | None = 60.0, **arguments: object) -> dict[str, Any]:
+        if self._link is None:
+            raise UsageError("the machine has not been started", "use it in a with block, or call start()")
+        return self._link.call(command, timeout=timeout, **arguments)
+
+    def _type(self, data: bytes) -> int:
+        if self._end is not None:
+            raise self._ended_error("nothing can be typed any more")
+        pending: int = self._call("input", data=data)["pending"]
+        return pending
+
+    # -- what comes from the process, in the link's thread --------------------------------------------------------
+
+    def _event(self, event: dict[str, Any]) -> None:
+        import base64
+
+        kind = event["event"]
+        if kind == "console":
+            self.console.feed(base64.b64decode(event["data"]))
+        elif kind == "port":
+            if self._agent is not None and event["port"] == AGENT_PORT and "data" in event:
+                self._agent.feed(base64.b64decode(event["data"]))
+        elif kind == "started":
+            self.arch = event["arch"]
+            with self._state:
+                self.started_at = time.monotonic()
+                self._state.notify_all()
+        elif kind == "failed":
+            with self._state:
+                self._failed = error_of(event)
+                self._state.notify_all()
+        elif kind == "ended":
+            with self._state:
+                self._end = End(event["result"])
+                self._state.notify_all()
+            self._over()
+
+    def _hung_up(self) -> None:
+        with self._state:
+            self._gone = True
+            self._state.notify_all()
+        self._over()
+
+    def _over(self) -> None:
+        self.console.end()
+        if self._agent is not None:
+            self._agent.lost(self._ended_error("the command did not end"))
+
+    def _ended_error(self, what: str) -> GuestError:
+        """``what`` did not happen because the machine ended: the error for how it did."""
+        end = self._end
+        tail = self.console.tail()
+        if end is None:
+            reason = "it was closed" if self._closed else "its process went away"
+            if self._process is not None and not self._closed and self._process.wait(1.0):
+                reason += f" ({self._process.failure().message})"
+            return UnexpectedExit(f"{what}: {reason}", "", console_tail=tail, log=self.log)
+        kinds: dict[str, type[GuestError]] = {
+            Outcome.PANIC: GuestPanic,
+            Outcome.TRIPLE_FAULT: TripleFault,
+            Outcome.INTERNAL_ERROR: TripleFault,
+            Outcome.TIMEOUT: ExpectTimeout,
+        }
+        kind = kinds.get(end.outcome, UnexpectedExit)
+        hint = "; ".join(end.report[:2])
+        return kind(f"{what}: {end.describe()}", hint, console_tail=tail, log=self.log)
+
+    def _launch(self, files: contextlib.ExitStack) -> Process:
+        plan = self._plan
+        if plan.agent:
+            from pyvmm.agent import AgentClient
+
+            self._agent = AgentClient(self._send_agent)
+        return plan.launch(files)
+
+    def _send_agent(self, data: bytes) -> None:
+        if self._link is not None:
+            for at in range(0, len(data), _PIECE):
+                self._link.post("port", name=AGENT_PORT, data=bytes(data[at : at + _PIECE]))
