@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.api.command import Command, Completed, arguments_of
 from pyvmm.api.console import Console
 from pyvmm.api.end import End
+from pyvmm.api.inspection import Inspection
 from pyvmm.api.link import Link, Lost, error_of
 from pyvmm.api.plan import AGENT_PORT, Plan
 from pyvmm.api.process import END_SECONDS, Process
-from pyvmm.control.protocol import MOST_READ
 from pyvmm.errors import (
     CommandFailed,
     CommandTimeout,
@@ -39,14 +40,12 @@ if TYPE_CHECKING:
 START_SECONDS = 900.0
 #: Bytes of input for a port in one request.
 _PIECE = 32 * 1024
-#: Bytes of guest memory in one request; as base64, it has to fit into a line.
-_WRITE_PIECE = 32 * 1024
 
 #: ``timeout`` of a method that is to take the machine's own.
 _OWN = -1.0
 
 
-class Machine:
+class Machine(Inspection):
     """A virtual machine that boots ``kernel``; it starts with ``with``, or :meth:`start`, and ends with the block.
 
     >>> with Machine(hello) as vm:
@@ -83,6 +82,7 @@ class Machine:
         log: str | os.PathLike[str] | None = None,
         expect_timeout: float | None = 60.0,
     ) -> None:
+        super().__init__()
         self.kernel = os.fspath(kernel)
         self.timeout = timeout
         self.log = None if log is None else os.fspath(log)
@@ -99,8 +99,6 @@ class Machine:
         self._failed: PyvmmError | None = None
         self._gone = False  # the process has hung up
         self._state = threading.Condition()
-        self._standing = threading.RLock()  # pausing, looking and going on are one step
-        self._paused = False
         self._closed = False
         self.started_at = 0.0  # time.monotonic() when the guest began to run
         self.arch = ""  # the guest's architecture, as uname -m names it
@@ -302,94 +300,16 @@ class Machine:
         assert self._agent is not None
         return self._agent
 
-    # -- the machine from outside -------------------------------------------------------------------------------
-
-    def pause(self) -> None:
-        """Stop all vCPUs; the guest's clocks stand still.  No error if they are stopped already."""
-        with self._standing:
-            self._call("pause", timeout=None)
-            self._paused = True
-
-    def resume(self) -> None:
-        """Let a paused guest go on."""
-        with self._standing:
-            self._call("resume")
-            self._paused = False
-
-    @contextlib.contextmanager
-    def _standing_still(self) -> Iterator[None]:
-        """The vCPUs do not run meanwhile: it is paused, has ended, or is paused for the moment."""
-        with self._standing:
-            stop = not self._paused and self._end is None
-            if stop:
-                try:
-                    self._call("pause", timeout=None)
-                except UsageError:
-                    if self._end is None and not self._ends_soon():
-                        raise
-                    stop = False
-            try:
-                yield
-            finally:
-                if stop:
-                    with contextlib.suppress(PyvmmError):  # it has ended
-                        self._call("resume")
-
-    def _ends_soon(self) -> bool:
-        with self._state:
-            return self._state.wait_for(lambda: self._end is not None or self._gone, END_SECONDS)
-
-    def regs(self, vcpu: int = 0) -> dict[str, int]:
-        """The registers of a vCPU by name (``rip``, ``cr3``; ``pc``, ``ttbr0_el1``), all as of one moment.
-
-        >>> with Machine(hello) as vm:
-        ...     _ = vm.wait()
-        ...     vm.regs()["cs"]
-        16
-        """
-        with self._standing_still():
-            found: dict[str, int] = self._call("regs", vcpu=vcpu)["regs"]
-        return found
-
-    def translate(self, address: int, vcpu: int = 0) -> int | None:
-        """The guest physical address of a virtual one, by a vCPU's page tables; None where nothing is mapped."""
-        with self._standing_still():
-            physical: int | None = self._call("translate", address=address, vcpu=vcpu)["physical"]
-        return physical
-
-    def read(self, address: int, size: int) -> bytes:
-        """``size`` bytes of guest memory from the physical ``address`` on.  UsageError outside RAM.
-
-        >>> with Machine(hello) as vm:
-        ...     vm.write(0x80000, b"written")
-        ...     vm.read(0x80000, 7)
-        b'written'
-        """
-        import base64
-
-        data = bytearray()
-        while len(data) < size:
-            piece = min(MOST_READ, size - len(data))
-            data += base64.b64decode(self._call("read", address=address + len(data), size=piece)["data"])
-        return bytes(data)
-
-    def write(self, address: int, data: bytes) -> None:
-        """Write ``data`` to guest memory from the physical ``address`` on.  UsageError outside RAM."""
-        for at in range(0, len(data), _WRITE_PIECE):
-            self._call("write", address=address + at, data=bytes(data[at : at + _WRITE_PIECE]))
-
-    def status(self) -> dict[str, Any]:
-        """What it is doing: state, uptime, vCPUs, devices."""
-        return self._call("status")
-
-    def exits(self) -> dict[str, Any]:
-        """Exits to userspace so far: ``total`` and ``by_device``."""
-        return self._call("exits")
+    # -- the process ----------------------------------------------------------------------------------------
 
     def _call(self, command: str, timeout: float | None = 60.0, **arguments: object) -> dict[str, Any]:
         if self._link is None:
             raise UsageError("the machine has not been started", "use it in a with block, or call start()")
         return self._link.call(command, timeout=timeout, **arguments)
+
+    def _has_ended(self, timeout: float) -> bool:
+        with self._state:
+            return self._state.wait_for(lambda: self._end is not None or self._gone, timeout)
 
     def _type(self, data: bytes) -> int:
         if self._end is not None:
@@ -400,8 +320,6 @@ class Machine:
     # -- what comes from the process, in the link's thread --------------------------------------------------------
 
     def _event(self, event: dict[str, Any]) -> None:
-        import base64
-
         kind = event["event"]
         if kind == "console":
             self.console.feed(base64.b64decode(event["data"]))

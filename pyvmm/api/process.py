@@ -92,7 +92,7 @@ class LocalProcess:
     @property
     def pid(self) -> int:
         """The process's number."""
-        return self._process.pid
+        return int(self._process.pid)
 
     def wait(self, timeout: float) -> bool:
         try:

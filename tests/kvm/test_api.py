@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import pyvmm
 from pyvmm.api import console as console_module
+from pyvmm.api import inspection
 from pyvmm.api import machine as machine_module
 
 pytestmark = pytest.mark.usefixtures("kvm")
@@ -41,11 +42,11 @@ def gone(pid: int, seconds: float = 10) -> bool:
     return False
 
 
-def test_the_examples_in_the_docstrings(guest) -> None:
-    names = {"Machine": pyvmm.Machine, "hello": guest("hello"), "pyvmm": pyvmm}
-    done = doctest.testmod(machine_module, extraglobs=names, optionflags=doctest.ELLIPSIS)
-    assert done.attempted >= 3
-    assert done.failed == 0
+@pytest.mark.parametrize(("module", "examples"), [(machine_module, 1), (inspection, 2)])
+def test_the_examples_in_the_docstrings(guest, module, examples: int) -> None:
+    names = {"Machine": pyvmm.Machine, "hello": guest("hello")}
+    done = doctest.testmod(module, extraglobs=names)
+    assert (done.attempted, done.failed) == (examples, 0)
 
 
 class TestConsole:
