@@ -124,6 +124,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.machine_schema:
         return _print_schema()
     spec = _spec(options)
+    if options.control != "-" and any(getattr(each, "control", False) for each in spec.attachments):
+        raise UsageError(
+            "a port with control is for the owner of the machine", "add --control -, or give it a socket"
+        )
     if options.dump_machine:
         from pyvmm.machine.file import dump
 

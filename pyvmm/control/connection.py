@@ -81,8 +81,8 @@ class Connection:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is to be expected, on either side."""
-        return self.ended and not self.input and not self.output and (self.owner or not self.pending)
+        """Whether nothing is to be expected, on either side; an owner is told how the machine ended in any case."""
+        return self.ended and not (self.input or self.output or self.pending or self.owner)
 
     def close(self) -> None:
         """Hang up.  Idempotent."""
