@@ -27,6 +27,7 @@ usage: pyvmm VERB ...
   ps                 list the running machines that have a name
   ctl NAME COMMAND   ask or steer one of them: status, pause, resume, stop, console, ...
   inspect FILE       say what a file is, what its headers mean, and where it would stand in memory
+  parse [FILE]       read test results (KTAP, kselftest, KUnit) out of a console's log
   doctor             say what this host can do, what is missing and how to mend it
   cache [clear]      list or remove the kernels taken out of bzImages
   lab -- COMMAND     run a command inside an emulated host with real KVM
@@ -138,6 +139,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import cache
 
         return cache.main(rest)
+    if verb == "parse":
+        from pyvmm.cli import parse
+
+        return parse.main(rest)
     if verb == "lab":
         from pyvmm.cli import lab
 
@@ -149,7 +154,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     raise UsageError(
         f"there is no verb '{verb}'",
-        "the verbs are boot, cache, ctl, doctor, inspect, lab and ps; see pyvmm --help",
+        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse and ps; see pyvmm --help",
     )
 
 
