@@ -31,6 +31,7 @@ usage: pyvmm VERB ...
   doctor             say what this host can do, what is missing and how to mend it
   cache [clear]      list or remove the kernels taken out of bzImages
   lab -- COMMAND     run a command inside an emulated host with real KVM
+  test [FILE.toml]   boot tests: kernels x machines x cases, in parallel, with reports
 
 `pyvmm VERB --help` explains one verb; `pyvmm --version` prints the version.
 """
@@ -147,6 +148,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import lab
 
         return lab.main(rest)
+    if verb == "test":
+        from pyvmm.cli import test
+
+        return test.main(rest)
     if verb in ("-V", "--version", "version"):
         from pyvmm import __version__
 
@@ -154,7 +159,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     raise UsageError(
         f"there is no verb '{verb}'",
-        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse and ps; see pyvmm --help",
+        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse, ps and test; see pyvmm --help",
     )
 
 
