@@ -27,6 +27,9 @@ _PRINTK = re.compile(
 #: The same within a line, where the kernel printed while a program had not ended its own.
 _PRINTK_WITHIN = re.compile(r"\[[ \d]{4,9}\d\.\d{6}\](?:\[ *[TC]\d{1,9}\])? ")
 
+#: A remark that quotes a line, whatever that is.
+QUOTE = "# | "
+
 _STRUCTURE = re.compile(
     r"(?P<indent>(?:# | )*)"
     r"(?:K?TAP version (?P<version>\d{1,9})\s*$"
@@ -67,13 +70,18 @@ def classify(text: str) -> list[Line]:
     mark = _PRINTK.match(text)
     body = text[mark.end() :] if mark else text
     kernel = mark is not None
-    within = _PRINTK_WITHIN.search(body) if "[" in body else None
+    within = _PRINTK_WITHIN.search(body) if "[" in body and not body.lstrip(" ").startswith(QUOTE) else None
     if within:
         first = _classify(body[: within.start()], kernel)
         second = _classify(body[within.end() :], True)
         if first.kind not in ("diagnostic", "other") or second.kind not in ("diagnostic", "other"):
             return [first, second] if first.text.strip() else [second]
     return [_classify(body, kernel)]
+
+
+def unstamped(text: str) -> str:
+    """``text`` without what would be taken for the beginning of a line of the kernel's."""
+    return _PRINTK_WITHIN.sub("", text)
 
 
 def structural(text: str) -> bool:

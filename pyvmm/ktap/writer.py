@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from pyvmm.ktap.lines import structural
+from pyvmm.ktap.lines import QUOTE, structural, unstamped
 from pyvmm.ktap.result import Ktap, Test
 
 #: Everything that would begin another line somewhere, and the rest of the control characters.
@@ -41,7 +41,7 @@ def _remark(text: str) -> str:
     """A diagnostic line; one that would be read as a result is set off by a bar."""
     text = _CONTROL.sub(" ", text).rstrip()
     line = f"# {text}".rstrip()
-    return f"# | {text}" if structural(line) or structural(text) else line
+    return f"{QUOTE}{text}" if structural(line) or structural(text) else line
 
 
 def _result(number: int, test: Test) -> str:
@@ -62,4 +62,4 @@ def _result(number: int, test: Test) -> str:
 
 
 def _clean(text: str) -> str:
-    return _CONTROL.sub(" ", text).strip()
+    return unstamped(_CONTROL.sub(" ", text)).strip()

@@ -122,3 +122,14 @@ def test_a_suite_that_failed_by_itself_counts_as_one() -> None:
     found = parse("KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  ok 1 a\nnot ok 1 suite # exit=1\n")
     assert found.counts()["fail"] == 1
     assert found.counts()["total"] == 2
+
+
+def test_lines_of_a_console_that_are_quoted_are_no_results() -> None:
+    stamped = "[    1.234567] not ok 7 x"
+    text = write(
+        [Test(f"a {stamped}", "pass", reason=stamped, diagnostics=[stamped, f"hm {stamped}", "[    1.2] x"])]
+    )
+    found = parse(text)
+    assert found.errors == []
+    assert found.counts() == {**Ktap([Test("a", "pass")]).counts()}
+    assert found.tests[0].diagnostics == [f"| {stamped}", f"| hm {stamped}", "[    1.2] x"]
