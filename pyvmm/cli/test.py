@@ -203,7 +203,6 @@ def _matrix(options: argparse.Namespace) -> Matrix:
         kernels, names = [*kernels, *names], []
     if kernels:
         axes.kernels = matrices.kernels_of(kernels)
-        matrices.check_kernels(axes.kernels)
     if not axes.kernels:
         raise UsageError("there is no kernel to test", "name one here, or in the test file with [[kernel]]")
     for axis, patterns in (("kernel", names), ("machine", options.machine), ("case", options.case)):

@@ -170,9 +170,15 @@ def read(path: str) -> Axes:
 
 
 def kernels_of(paths: Iterable[str]) -> list[dict[str, Any]]:
-    """The kernels at these paths, each with a name that tells it from the others."""
+    """The kernels at these paths, each with a name that tells it from the others.  UsageError for one given twice."""
     paths = [os.path.abspath(path) for path in paths]
-    return [{"path": path, "name": name} for path, name in zip(paths, _names(paths), strict=True)]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"the kernel {path} is named twice", "name each kernel once")
+    names = _names(paths)
+    if len(set(names)) < len(names):  # a-b/c and a/b-c
+        names = [path.strip(os.sep).replace(os.sep, ":") for path in paths]
+    return [{"path": path, "name": name} for path, name in zip(paths, names, strict=True)]
 
 
 def _kernels(file: TomlFile, number: int, table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -224,14 +230,6 @@ def _machine(file: TomlFile, number: int, table: dict[str, Any]) -> dict[str, An
     if "cmdline" in base and "cmdline" in table:
         table["cmdline"] = f"{base['cmdline']} {table['cmdline']}"
     return {**base, **table}
-
-
-def check_kernels(kernels: Sequence[Mapping[str, Any]]) -> None:
-    """UsageError if two kernels of the command line have the same name."""
-    names = [kernel["name"] for kernel in kernels]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"'{name}' is named twice", "name each kernel once")
 
 
 def _check_names(file: TomlFile, axis: str, tables: list[dict[str, Any]]) -> None:

@@ -14,7 +14,8 @@ from pyvmm.testing.result import CaseResult, RunReport
 from pyvmm.testing.runner import INTERRUPTED, Event
 from pyvmm.text import printable
 
-#: Lines of console shown of a failure, and characters of each line.
+#: Failures shown with their consoles, lines of console shown of each, and characters of each line.
+FAILURES = 10
 TAIL_LINES = 20
 LINE_WIDTH = 200
 
@@ -156,16 +157,19 @@ def line_of(event: Event, label: str) -> str:
 
 def epilogue(report: RunReport) -> Iterable[str]:
     """What is said at the end: the failures with the consoles' last lines, and the counts."""
-    for result in report.results:
-        if not result.ok and report.environment.get(INTERRUPTED) not in (None, "") and not result.timeline:
-            continue  # it had no chance
-        if not result.ok:
-            yield from _failure(result)
+    interrupted = INTERRUPTED in report.environment
+    # What an interruption took away is no news: it had no chance.
+    bad = [each for each in report.results if not each.ok and (each.timeline or not interrupted)]
+    for result in bad[:FAILURES]:
+        yield from _failure(result)
+    if len(bad) > FAILURES:
+        yield ""
+        yield f"... and {len(bad) - FAILURES} more that did not pass"
     counts = {status: count for status, count in report.counts().items() if count}
     total = len(report.results)
     flaky = sum(result.status == "pass" and result.attempts > 1 for result in report.results)
     yield ""
-    if INTERRUPTED in report.environment:
+    if interrupted:
         yield f"interrupted by {report.environment[INTERRUPTED]}"
     yield (
         f"{total} {'case' if total == 1 else 'cases'}: {_counted(counts) or 'nothing was run'}"
