@@ -77,18 +77,13 @@ def test_the_first_bad_commit_is_found_past_untestable_ones(repository, tmp_path
         test += ["--kernel", "bzImage", "--expect", "hello"]
     repository.git("bisect", "start", repository.commits[-1], repository.commits[0])
     said = repository.git("bisect", "run", *test, "--timeout", "60", check=False)
-    log = repository.git("bisect", "log")
-    assert (
-        "# first bad commit" not in log
-        or repository.commits[FIRST_BAD] in log.partition("first bad commit")[2]
-    )
     # Those that cannot be tested stand between the last good and the first bad one: git names all of them.
     suspects = said.partition("The first bad commit could be any of:")[2]
     assert suspects, said
     assert [commit for commit in repository.commits if commit in suspects] == repository.commits[
         3 : FIRST_BAD + 1
     ]
-    assert "skip" in log
+    assert "git bisect skip" in repository.git("bisect", "log")
 
 
 def test_without_untestable_ones_it_is_that_one(guests, tmp_path):
