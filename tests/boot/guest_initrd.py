@@ -15,7 +15,7 @@ from pyvmm import cache, initramfs
 from pyvmm.lab import foreign, kernels, modules, packages
 
 #: /proc, /sys, /dev, /dev/pts, /dev/shm, /run, /tmp and /mnt are there.  A module that does not load is said.  The
-#: exit status of the script is printed as "script: exit N".
+#: exit status of the script is printed as "script: exit N", after the interrupts of virtio devices.
 INIT = """\
 #!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /mnt /bin /sbin /usr/bin /usr/sbin
@@ -29,7 +29,9 @@ for module in $(cat /modules/order); do
     insmod /modules/$module.ko || echo "init: $module was not loaded"
 done
 sh /script
-echo "script: exit $?"
+status=$?
+grep virtio /proc/interrupts
+echo "script: exit $status"
 sync
 poweroff -f
 """

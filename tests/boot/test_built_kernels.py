@@ -4,6 +4,7 @@ scripts/build-kernels makes them; scripts/test --kernels runs it.  Nothing else 
 the cache these tests are skipped.  On a host with hardware KVM they boot here, elsewhere in one lab session.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import subprocess
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, cannot
-from test_debian import lab  # noqa: F401
-from test_payload_boot import Cached, boot, with_cache  # noqa: F401
+from lab_boot import X86_64, lab, only
+from test_payload_boot import Cached, boot, with_cache
 
 from loader.decompress import decompressor
 from loader.detect import Format
 from loader.payload_errors import CompressionUnavailable
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
+
+platform = only(X86_64)
 
 COMPRESSIONS = ("gzip", "bzip2", "lzma", "xz", "lzo", "lz4", "zstd")
 
@@ -44,7 +47,7 @@ def cached(request, built, tmp_path_factory) -> Cached:
 
 
 @pytest.mark.parametrize("extract", [True, False], ids=["unpacked by the loader", "unpacks itself"])
-def test_it_gives_its_first_message(boot, cached, extract):  # noqa: F811
+def test_it_gives_its_first_message(boot, cached, extract):
     before = cached.links()
     code, console, _ = boot(
         "--cmdline", "console=ttyS0 earlyprintk=ttyS0", "--expect=-pyvmm-tiny", "--timeout", "60",

@@ -1,8 +1,9 @@
-"""Stock Debian kernels, to userspace and to every kind of end.
+"""Stock Debian kernels for x86_64: their entries and boot protocols, their console, their memory.
 
 On a host with hardware KVM they boot here, elsewhere in one lab session that all tests of this file share.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import os
@@ -13,30 +14,15 @@ from pathlib import Path
 import guest_initrd
 import pytest
 from conftest import cannot
-from lab_boot import ATTEMPTS, Boot, booter, fetch, lost_by_the_emulator, session
-
-__all__ = ["ATTEMPTS", "Boot", "fetch", "lost_by_the_emulator"]  # what other files take from here
+from lab_boot import X86_64, boot, host, kernel, lab, only, verify_initrd
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
-QUIET = "console=ttyS0 quiet"
-#: Exits to userspace of a quiet boot to userspace and power-off: measured 208, with a little room.
-QUIET_EXITS = 230
+platform = only(X86_64)
+QUIET = X86_64.quiet
 
 
-@pytest.fixture(scope="session")
-def kernel() -> Path:
-    """Debian's 6.1 cloud bzImage."""
-    return fetch("debian-6.1-cloud")
-
-
-@pytest.fixture(scope="session")
-def newer_kernel() -> Path:
-    """Debian's 6.12 cloud bzImage, with its payload in another compression."""
-    return fetch("debian-6.12-cloud")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vmlinux(kernel: Path, tmp_path_factory) -> Path:
     """The ELF image inside the 6.1 bzImage (LZ4)."""
     from loader import bzimage, open_kernel
@@ -48,38 +34,6 @@ def vmlinux(kernel: Path, tmp_path_factory) -> Path:
     (path.parent / "payload.lz4").write_bytes(payload)
     subprocess.run(["lz4", "-dqf", path.parent / "payload.lz4", path], check=True)
     return path
-
-
-@pytest.fixture(scope="session")
-def initrd(tmp_path_factory) -> Path:
-    """The project's own init as a file, for boots that are not ``--verify``."""
-    from pyvmm.initramfs import verify_initramfs
-
-    path = tmp_path_factory.mktemp("initrd") / "initrd.cpio"
-    path.write_bytes(verify_initramfs("x86_64"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def lab():
-    """A lab session, or None where KVM is real."""
-    yield from session("x86_64")
-
-
-@pytest.fixture
-def boot(lab, tmp_path):
-    """Run ``pyvmm boot`` where KVM is real, here or in the lab."""
-    return booter(lab, tmp_path)
-
-
-def test_quiet_boot_to_userspace_in_few_exits(boot, kernel):
-    done = boot(kernel, "--verify", "--cmdline", QUIET, "--timeout", "100")
-    assert done.code == 0, done
-    assert "pyvmm: userspace reached, Linux 6.1." in done.console
-    assert done.result["outcome"] == "shutdown"
-    exits = done.result["exits"]
-    assert exits["total"] <= QUIET_EXITS, exits
-    assert exits["unhandled"] == {}, "a port that nobody thought of"
 
 
 def test_all_messages_cost_one_exit_a_byte(boot, kernel):
@@ -97,12 +51,12 @@ def test_all_messages_cost_one_exit_a_byte(boot, kernel):
     assert done.result["exits"]["total"] <= 1.1 * done.result["console_bytes"], done.result["exits"]
 
 
-def test_what_userspace_prints_costs_few_exits(boot, kernel, initrd):
+def test_what_userspace_prints_costs_few_exits(boot, kernel, verify_initrd):
     """Three register reads for each burst of 16 bytes, and four IER writes a line, are what Linux's driver does with a
     16550A; Debian's kernels are built without CONFIG_SERIAL_8250_16550A_VARIANTS and never try the 64-byte FIFO.
     """
     few, many = (
-        boot(kernel, "--initrd", initrd, "--cmdline", f"{QUIET} pyvmm_spam={size}", "--timeout", "100")
+        boot(kernel, "--initrd", verify_initrd, "--cmdline", f"{QUIET} pyvmm_spam={size}", "--timeout", "100")
         for size in (5_000, 15_000)
     )
     assert (few.code, many.code) == (0, 0), (few, many)
@@ -112,13 +66,6 @@ def test_what_userspace_prints_costs_few_exits(boot, kernel, initrd):
     assert exits <= 0.35 * written, (exits, written)
 
 
-def test_newer_kernel(boot, newer_kernel):
-    done = boot(newer_kernel, "--verify", "--cmdline", QUIET, "--timeout", "75")
-    assert done.code == 0, done
-    assert "pyvmm: userspace reached, Linux 6.12" in done.console
-    assert done.result["exits"]["total"] <= QUIET_EXITS, done.result["exits"]
-
-
 @pytest.mark.parametrize("protocol", ["linux64", "pvh"])
 def test_vmlinux(boot, vmlinux, protocol):
     done = boot(vmlinux, "--verify", "--protocol", protocol, "--cmdline", QUIET, "--timeout", "100")
@@ -126,10 +73,10 @@ def test_vmlinux(boot, vmlinux, protocol):
     assert "userspace reached" in done.console
 
 
-def test_vmlinux_at_a_random_address(boot, vmlinux, initrd):
+def test_vmlinux_at_a_random_address(boot, vmlinux, verify_initrd):
     """The panic tells the offset; without --kaslr it is 0 and the kernel says that it is disabled."""
     end = f"{QUIET} pyvmm_end=panic"
-    moved = boot(vmlinux, "--initrd", initrd, "--kaslr", "--map", "--cmdline", end, "--timeout", "100")
+    moved = boot(vmlinux, "--initrd", verify_initrd, "--kaslr", "--map", "--cmdline", end, "--timeout", "100")
     assert moved.code == 120, moved
     assert "userspace reached" in moved.console
     offset = re.search(r"Kernel Offset: (0x[0-9a-f]+) from", moved.console)
@@ -161,24 +108,6 @@ def test_memory_above_the_hole(boot, kernel, tmp_path):
     assert "100000000-13fffffff : System RAM" in done.console
 
 
-@pytest.mark.parametrize(
-    ("how", "code", "outcome"),
-    [("reboot", 0, "reset"), ("panic", 120, "panic"), ("hang", 124, "timeout")],
-)
-def test_ends(boot, kernel, initrd, how, code, outcome):
-    timeout = "25" if how == "hang" else "100"
-    done = boot(kernel, "--initrd", initrd, "--cmdline", f"{QUIET} pyvmm_end={how}", "--timeout", timeout)
-    assert (done.code, done.result["outcome"]) == (code, outcome), done
-    assert "userspace reached" in done.console
-    if how == "panic":
-        assert "Attempted to kill init" in done.error
-
-
-def test_status_of_the_guest(boot, kernel, initrd):
-    done = boot(kernel, "--initrd", initrd, "--cmdline", f"{QUIET} pyvmm_status=42", "--timeout", "100")
-    assert (done.code, done.result["guest_status"]) == (42, 42), done
-
-
 def test_expected_text(boot, kernel):
     done = boot(
         kernel, "--cmdline", "console=ttyS0", "--expect", "Run /", "--timeout", "100", "--memory", "256M"
@@ -186,26 +115,3 @@ def test_expected_text(boot, kernel):
     assert done.code in (0, 120), done
     done = boot(kernel, "--cmdline", "console=ttyS0", "--expect", "Memory: ", "--timeout", "100")
     assert (done.code, done.result["outcome"]) == (0, "expected"), done
-
-
-def test_input_reaches_userspace(boot, kernel, initrd):
-    lines = [f"input line {number:03}" for number in range(60)]
-    done = boot(
-        kernel, "--initrd", initrd, "--cmdline", f"{QUIET} pyvmm_echo=1", "--timeout", "100",
-        stdin="\n".join([*lines, "quit", ""]).encode(),
-    )  # fmt: skip
-    assert done.code == 0, done
-    for line in lines:
-        assert f"echo: {line}" in done.console, line
-
-
-def test_too_little_memory_is_said(boot, kernel):
-    done = boot(kernel, "--verify", "--memory", "32M")
-    assert done.code == 125
-    assert "memory" in done.error and "hint: " in done.error, done
-
-
-def test_command_line_over_the_limit(boot, kernel):
-    done = boot(kernel, "--verify", "--cmdline", "x" * 2048)
-    assert done.code == 125
-    assert "2047" in done.error, done

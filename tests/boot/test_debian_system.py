@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, cannot
-from test_debian import Boot, lost_by_the_emulator
+from lab_boot import Boot, lost_by_the_emulator
 
 from pyvmm import cache
 from pyvmm.devices.virtio import virtiofsd

@@ -3,6 +3,7 @@
 On a host with hardware KVM they boot here, elsewhere in one lab session, with the cache carried in.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_debian import QUIET, QUIET_EXITS, fetch, lab  # noqa: F401
+from lab_boot import X86_64, fetch, lab, only
 
 from loader import bzimage, open_kernel
 
 pytestmark = pytest.mark.boot
+
+platform = only(X86_64)
 
 
 class Cached:
@@ -58,7 +61,7 @@ def cached(request, tmp_path_factory) -> Cached:
 
 
 @pytest.fixture
-def boot(lab, cached, tmp_path):  # noqa: F811
+def boot(lab, cached, tmp_path):
     """Run ``pyvmm boot`` with the cache, where KVM is real."""
     if lab is not None:
         lab.run(["true"], carry_in=[str(cached.kernel), str(cached.cache)], stdin=None)
@@ -85,11 +88,11 @@ def boot(lab, cached, tmp_path):  # noqa: F811
 
 
 def test_vmlinux_from_the_cache_reaches_userspace(boot, cached):
-    code, console, result = boot("--verify", "--cmdline", QUIET, "--timeout", "150")
+    code, console, result = boot("--verify", "--cmdline", X86_64.quiet, "--timeout", "150")
     assert code == 0, console
     assert "userspace reached" in console
     assert cached.links(), "it was not booted from the cache"
-    assert result["exits"]["total"] <= QUIET_EXITS, result["exits"]
+    assert result["exits"]["total"] <= X86_64.quiet_exits, result["exits"]
 
 
 def test_first_message_comes_sooner(boot, cached):

@@ -2,6 +2,7 @@
 and the power button, from Ctrl-A s to the key event that a system shuts down by.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import os
@@ -16,12 +17,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, cannot
 from guest_initrd import initrd
-from test_debian import ATTEMPTS, QUIET, QUIET_EXITS, boot, kernel, lab  # noqa: F401
+from lab_boot import ATTEMPTS, X86_64, boot, host, kernel, lab, only
 
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.lab import kernels
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+
+platform = only(X86_64)
+QUIET = X86_64.quiet
 
 TOPOLOGY = """\
 grep -E '^(processor|physical id|siblings|core id|cpu cores|apicid)' /proc/cpuinfo | tr -d '\\t'
@@ -64,7 +68,7 @@ def check_topology(console: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_topology(boot, kernel, tmp_path, count):  # noqa: F811
+def test_topology(boot, kernel, tmp_path, count):
     path = tmp_path / "initrd.cpio"
     path.write_bytes(initrd((), TOPOLOGY))
     done = boot(kernel, "--initrd", path, "--cpus", count, "--cmdline", QUIET, "--timeout", "150")
@@ -73,13 +77,13 @@ def test_topology(boot, kernel, tmp_path, count):  # noqa: F811
     assert done.result["outcome"] == "shutdown"
 
 
-def test_a_second_vcpu_costs_no_exits(boot, kernel):  # noqa: F811
+def test_a_second_vcpu_costs_no_exits(boot, kernel):
     done = boot(kernel, "--verify", "--cpus", "2", "--cmdline", QUIET, "--timeout", "100")
     assert done.code == 0, done
-    assert done.result["exits"]["total"] <= QUIET_EXITS, done.result["exits"]
+    assert done.result["exits"]["total"] <= X86_64.quiet_exits, done.result["exits"]
 
 
-def test_without_acpi_the_mp_table_tells_of_all_vcpus(boot, tmp_path):  # noqa: F811
+def test_without_acpi_the_mp_table_tells_of_all_vcpus(boot, tmp_path):
     """Debian's cloud kernels cannot read one (CONFIG_X86_MPPARSE); the kernel for PCs can."""
     try:
         for_pcs = kernels.fetch("debian-6.1")
@@ -146,7 +150,7 @@ class OnTerminal:
 
 
 @pytest.fixture
-def press(lab, kernel, tmp_path):  # noqa: F811
+def press(lab, kernel, tmp_path):
     """Boots with the modules of the button, and gives these answers; again, if the emulator may have lost the guest."""
 
     def press(answers, modules=("button", "evdev")) -> OnTerminal:

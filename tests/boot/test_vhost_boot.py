@@ -3,28 +3,22 @@
 One boot has them all; the other ends of the sockets are in a program beside pyvmm, where KVM is real.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import warnings
 from pathlib import Path
 
+import lab_programs
 import pytest
-from conftest import ROOT, cannot
+from conftest import cannot
 from guest_initrd import initrd
-from test_debian import ATTEMPTS, QUIET, Boot, kernel, lab, lost_by_the_emulator  # noqa: F401
-
-from pyvmm.devices.virtio import virtiofsd
-from pyvmm.errors import HostError
+from lab_boot import Boot, Host, check_device_exits, kernel, lab, platform
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
 CID, GUEST_PORT, HOST_PORT = 4242, 1024, 7
-#: Exits that a device may add to a boot.
-DEVICE_EXITS = 60
 
 #: The guest's program: "serve PORT N" echoes N connections, "call PORT TEXT" asks the host and prints the answer.
 VSOCK_PROGRAM = r"""
@@ -86,10 +80,9 @@ umount /data
 /vsock serve {GUEST_PORT} 2
 /vsock call {HOST_PORT} "a question"
 /vsock call 9999 "nobody" 2>&1
-grep virtio /proc/interrupts
 """
 
-#: Runs the command of its arguments beside it and, when that has ended, says on standard error what it saw.
+#: Runs pyvmm with the rest of its arguments beside it and, when that has ended, says on standard error what it saw.
 BESIDE = r"""
 import json, os, socket, subprocess, sys, threading, time
 
@@ -169,7 +162,7 @@ def ask():
 threading.Thread(target=program_of_the_host, daemon=True).start()
 asking = threading.Thread(target=ask, daemon=True)
 asking.start()
-child = subprocess.Popen(sys.argv[5:])
+child = subprocess.Popen([sys.executable, "-m", "pyvmm", *sys.argv[5:]])
 code = child.wait()
 deadline = 0
 asking.join(5)
@@ -199,79 +192,26 @@ sys.exit(code)
 
 
 @pytest.fixture(scope="module")
-def seen(lab, kernel, tmp_path_factory) -> tuple[Boot, dict]:  # noqa: F811
+def seen(platform, lab, kernel, tmp_path_factory) -> tuple[Boot, dict]:
     """One boot with two shares and a vsock: how it ended, and what the program beside it saw."""
     folder: Path = tmp_path_factory.mktemp("vhost")
-    try:
-        daemon = virtiofsd.find()
-    except HostError as error:
-        cannot(f"{error.message}: {error.hint}")
+    daemon = lab_programs.find("virtiofsd", platform)
     if lab is None and not os.path.exists("/dev/vhost-vsock"):
         cannot("there is no /dev/vhost-vsock: modprobe vhost_vsock")
-    (folder / "vsock.c").write_text(VSOCK_PROGRAM)
-    built = subprocess.run(
-        ["gcc", "-static", "-Os", "-s", "-o", folder / "vsock", folder / "vsock.c"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    image, beside, result = folder / "initrd.cpio", folder / "beside.py", folder / "result.json"
+    vsock = platform.compile(VSOCK_PROGRAM, folder / "vsock")
+    image, beside, place = folder / "initrd.cpio", folder / "beside.py", folder / "place"
     beside.write_text(BESIDE)
     wanted = ["virtio_mmio", "virtiofs", "vmw_vsock_virtio_transport"]
-    image.write_bytes(initrd(wanted, SCRIPT, files={"vsock": (folder / "vsock").read_bytes()}))
-    place = folder / "place"
-    command = [
-        "boot", kernel, "--initrd", image, "--cmdline", QUIET, "--timeout", "170", "--result", result,
+    image.write_bytes(initrd(wanted, SCRIPT, platform.kernel, files={"vsock": vsock}))
+    done = Host(platform, lab, folder).run(
+        beside, CID, GUEST_PORT, HOST_PORT, place,
+        "boot", kernel, "--initrd", image, "--cmdline", platform.quiet, "--timeout", "170",
         "--share", f"{place}/data:data", "--share", f"{place}/fixed:fixed,ro",
         "--vsock", f"{CID},socket={place}/vm,port={HOST_PORT}",
-    ]  # fmt: skip
-    numbers = [CID, GUEST_PORT, HOST_PORT, place]
-    for _ in range(ATTEMPTS):
-        done = _run(
-            lab,
-            folder,
-            beside,
-            list(map(str, numbers)),
-            list(map(str, command)),
-            [image, daemon, beside],
-            result,
-        )
-        if lab is None or not lost_by_the_emulator(done, ()):
-            break
-        warnings.warn("booted again, the emulator lost the guest", stacklevel=1)
+        carry=daemon.carry, env=daemon.env,
+    )  # fmt: skip
     lines = [line for line in done.error.splitlines() if line.startswith("beside: ")]
     return done, json.loads(lines[0].removeprefix("beside: ")) if lines else {}
-
-
-def _run(
-    session, folder: Path, beside: Path, numbers: list[str], command: list[str], carry: list, result: Path
-):
-    """One try, in the lab or here."""
-    result.unlink(missing_ok=True)
-    with (
-        (folder / "out").open("wb") as out,
-        (folder / "err").open("wb") as err,
-        open(os.devnull, "rb") as none,
-    ):
-        if session is None:
-            code = subprocess.run(
-                [sys.executable, beside, *numbers, sys.executable, "-m", "pyvmm", *command], stdin=none, stdout=out,
-                stderr=err, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240,
-            ).returncode  # fmt: skip
-        else:
-            try:
-                code = session.run(
-                    ["python3", str(beside), *numbers, "pyvmm", *command], stdin=none.fileno(), stdout=out.fileno(),
-                    stderr=err.fileno(), carry_in=[str(path) for path in carry], carry_out=[str(result)], timeout=240,
-                )  # fmt: skip
-            except HostError as error:
-                err.write(error.message.encode())
-                code = -1
-    return Boot(
-        code,
-        (folder / "out").read_text(errors="replace"),
-        (folder / "err").read_text(errors="replace"),
-        json.loads(result.read_text()) if result.exists() else {},
-    )
 
 
 def test_shared_directories(seen):
@@ -297,10 +237,8 @@ def test_vsock(seen):
     assert not beside["socket left"]
 
 
-def test_they_cost_few_exits(seen):
+def test_they_cost_few_exits(platform, seen):
     """Registers at the start, and nothing for a request."""
     done, _ = seen
-    exits = done.result["exits"]
-    for name in ("share0", "share1", "vsock0"):
-        assert exits["by_device"][name] <= DEVICE_EXITS, exits
-    assert exits["unhandled"] == {}, exits
+    check_device_exits(platform, done, "share0", "share1", "vsock0")
+    assert done.result["exits"]["unhandled"] == {}, done.result["exits"]

@@ -1,23 +1,21 @@
 """Block devices under a stock kernel's own driver: what is written comes back, and a request makes no exit."""
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
 
+import lab_programs
 import pytest
 from conftest import cannot
 from guest_initrd import initrd
-from test_debian import QUIET, boot, kernel, lab  # noqa: F401
+from lab_boot import boot, check_device_exits, host, kernel, lab, platform
 
 from pyvmm.devices.virtio.disk_daemon import write_empty_image
-from pyvmm.machine.attachments.disk import Disk
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
-
-#: Exits that a device may add to a boot, however much it does.
-DEVICE_EXITS = 60
 
 SCRIPT = """\
 for disk in vda vdb vdc; do
@@ -51,14 +49,16 @@ true
 """
 
 
-def test_block_devices(boot, kernel, tmp_path):  # noqa: F811
+def test_block_devices(boot, platform, kernel, tmp_path):
     mkfs = shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:" + os.environ["PATH"])
     if mkfs is None:
         cannot("mkfs.ext4 is not installed")
     image, data, read_only, system, content = (
         tmp_path / name for name in ("initrd.cpio", "data.img", "ro.img", "system.img", "content")
     )
-    image.write_bytes(initrd(["virtio_mmio", "virtio_blk", "?crc32c_generic", "ext4"], SCRIPT))
+    image.write_bytes(
+        initrd(["virtio_mmio", "virtio_blk", "?crc32c_generic", "ext4"], SCRIPT, platform.kernel)
+    )
     data.write_bytes(bytes(16 << 20))
     read_only.write_bytes(b"nobody may write me".ljust(1 << 20))
     content.mkdir()
@@ -67,9 +67,9 @@ def test_block_devices(boot, kernel, tmp_path):  # noqa: F811
     before = system.read_bytes()
 
     done = boot(
-        kernel, "--initrd", image, "--cmdline", QUIET, "--timeout", "200",
+        kernel, "--initrd", image, "--cmdline", platform.quiet, "--timeout", "200",
         "--disk", f"{data},serial=pyvmm-data", "--disk", f"{read_only},ro", "--disk", f"{system},overlay",
-        carry=[image, data, read_only, system],
+        carry=[data, read_only, system],
     )  # fmt: skip
     assert done.code == 0, done
     assert "script: exit 0" in done.console, done
@@ -93,8 +93,7 @@ def test_block_devices(boot, kernel, tmp_path):  # noqa: F811
     assert devices["disk0"]["bytes_written"] >= 8 << 20 and devices["disk0"]["flushes"] >= 1, devices
     assert devices["disk0"]["discards"] == 1, devices
     assert [devices[name]["errors"] for name in ("disk0", "disk1", "disk2")] == [0, 0, 0], devices
-    for name in ("disk0", "disk1", "disk2"):
-        assert exits["by_device"][name] <= DEVICE_EXITS, exits
+    check_device_exits(platform, done, "disk0", "disk1", "disk2")
     assert exits["unhandled"] == {}, exits
 
 
@@ -109,23 +108,22 @@ true
 """
 
 
-def test_qcow2(boot, kernel, tmp_path):  # noqa: F811
+def test_qcow2(boot, platform, kernel, tmp_path):
     """Served by qemu-storage-daemon on the guest's memory; the image stays as it is."""
-    if shutil.which("qemu-storage-daemon") is None:
-        cannot("qemu-storage-daemon is not installed")
+    daemon = lab_programs.find("qemu-storage-daemon", platform)
     image, disk = tmp_path / "initrd.cpio", tmp_path / "disk.qcow2"
-    image.write_bytes(initrd(["virtio_mmio", "virtio_blk"], QCOW2))
+    image.write_bytes(initrd(["virtio_mmio", "virtio_blk"], QCOW2, platform.kernel))
     fd = os.open(disk, os.O_RDWR | os.O_CREAT, 0o600)
     write_empty_image(fd, 1 << 30)
     os.close(fd)
     before = disk.read_bytes()
     done = boot(
-        kernel, "--initrd", image, "--cmdline", QUIET, "--timeout", "200", "--disk", f"{disk},overlay",
-        carry=[image, *Disk.parse(f"{disk},overlay").files()],
+        kernel, "--initrd", image, "--cmdline", platform.quiet, "--timeout", "200", "--disk", f"{disk},overlay",
+        carry=[disk, *daemon.carry], env=daemon.env,
     )  # fmt: skip
     assert done.code == 0, done
     assert "script: exit 0" in done.console, done
     assert "vda: size 2097152 write back" in done.console and "vda as written" in done.console, done
     assert "was not written" not in done.console and "no direct reads" not in done.console, done
     assert disk.read_bytes() == before
-    assert done.result["exits"]["by_device"]["disk0"] <= DEVICE_EXITS, done.result["exits"]
+    check_device_exits(platform, done, "disk0")

@@ -4,24 +4,18 @@ The host's side is a script that runs in the lab, or in a network namespace wher
 interfaces, serves the guest, and runs pyvmm.
 """
 
+# ruff: noqa: F401, F811  (fixtures)
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-import warnings
 
 import pytest
-from conftest import ROOT, cannot
+from conftest import cannot
 from guest_initrd import initrd
-from test_debian import QUIET, Boot, kernel, lab, lost_by_the_emulator  # noqa: F401
+from lab_boot import Boot, check_device_exits, host, kernel, lab, platform
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
-
-#: Exits that a device may add to a boot, however much it does.
-DEVICE_EXITS = 60
 
 #: Run with the arguments of ``pyvmm boot``.  It keeps an interface with an address, serves HTTP there and on the
 #: loopback (GET: 2 MB that are always the same; POST: the MD5 of what came), and gets /hello from a forwarded port.
@@ -130,97 +124,63 @@ BLOB = "167a1ee94123c91e27344a73312a1674"
 
 
 @pytest.fixture
-def boot(lab, tmp_path):  # noqa: F811
+def boot(host, lab, tmp_path):
     """Run ``pyvmm boot`` by the script HOST."""
     if lab is None and os.geteuid() != 0:
         pytest.skip("only root can make network namespaces and TAP interfaces")
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
 
-    def run(*arguments: object, carry: tuple = ()) -> Boot:
-        done = once(*arguments, carry=carry)
-        if lab is not None and lost_by_the_emulator(done, arguments):
-            warnings.warn(
-                f"booted again, the emulator lost the guest: {done.result.get('report')}", stacklevel=2
-            )
-            done = once(*arguments, carry=carry)
+    def run(*arguments: object) -> Boot:
+        done = host.run(script, *arguments, own_network=True)
+        done.console = done.console.replace("\r", "")
         return done
-
-    def once(*arguments: object, carry: tuple = ()) -> Boot:
-        script, result = tmp_path / "host.py", tmp_path / "result.json"
-        script.write_text(HOST)
-        result.unlink(missing_ok=True)
-        command = [str(script), *map(str, arguments), "--result", str(result)]
-        with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-            if lab is None:
-                code = subprocess.run(
-                    ["unshare", "-n", sys.executable, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                    check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=200,
-                ).returncode  # fmt: skip
-            else:
-                code = lab.run(
-                    ["python3", *command], stdin=None, stdout=out.fileno(), stderr=err.fileno(),
-                    carry_in=[str(path) for path in carry], carry_out=[str(result)], timeout=200,
-                )  # fmt: skip
-        return Boot(
-            code, (tmp_path / "out").read_text(errors="replace").replace("\r", ""),
-            (tmp_path / "err").read_text(errors="replace"),
-            json.loads(result.read_text()) if result.exists() else {},
-        )  # fmt: skip
 
     return run
 
 
-def check_transfer(done: Boot) -> None:
+def check_transfer(platform, done: Boot) -> None:
     """Both directions, byte for byte, and no exit for any of it."""
     assert done.code == 0, done
     assert "script: exit 0" in done.console, done
     assert f"{BLOB}  /tmp/blob\n" in done.console, done
     (sent,) = [line.split()[0] for line in done.console.splitlines() if line.endswith("  /tmp/data")]
     assert f"received {sent}\n" in done.console, done
-    counts, exits = done.result["devices"]["net0"], done.result["exits"]
+    counts = done.result["devices"]["net0"]
     assert counts["rx_bytes"] > 2 << 20 and counts["tx_bytes"] > 2 << 20, counts
-    assert exits["by_device"]["net0"] <= DEVICE_EXITS, exits
-    assert exits["unhandled"] == {}, exits
+    check_device_exits(platform, done, "net0")
+    assert done.result["exits"]["unhandled"] == {}, done.result["exits"]
 
 
 @pytest.mark.parametrize("vhost", ["off", "on"])
-def test_tap(boot, kernel, lab, tmp_path, vhost):  # noqa: F811
+def test_tap(boot, platform, kernel, lab, tmp_path, vhost):
     if vhost == "on" and lab is None and not os.path.exists("/dev/vhost-net"):
         cannot("there is no /dev/vhost-net")
     image = tmp_path / "initrd.cpio"
-    image.write_bytes(initrd(["virtio_mmio", "virtio_net"], TAP))
+    image.write_bytes(initrd(["virtio_mmio", "virtio_net"], TAP, platform.kernel))
     option = f"tap=tap0,mac=52:54:00:01:02:03,vhost={vhost}"
-    done = boot(
-        kernel,
-        "--initrd",
-        image,
-        "--cmdline",
-        QUIET,
-        "--timeout",
-        "150",
-        "--net",
-        option,
-        carry=(kernel, image),
-    )
+    done = boot(kernel, "--initrd", image, "--cmdline", platform.quiet, "--timeout", "150", "--net", option)
     assert "card 52:54:00:01:02:03 1500 1\n" in done.console, done
     assert "3 packets received" in done.console, done
     features = done.console.partition("features ")[2][:64]
     wanted = {"CSUM": 0, "GUEST_CSUM": 1, "GUEST_TSO4": 7, "HOST_TSO4": 11, "MRG_RXBUF": 15, "EVENT_IDX": 29}
     assert [name for name, bit in wanted.items() if features[bit] != "1"] == [], features
-    check_transfer(done)
+    check_transfer(platform, done)
     packets = done.result["devices"]["net0"]["rx_packets"]
     assert packets < 1200, "2 MB came in frames of 1500 bytes: the guest's TSO is not used"
 
 
-def test_user(boot, kernel, lab, tmp_path):  # noqa: F811
+def test_user(boot, platform, kernel, lab, tmp_path):
     if lab is not None:
         pytest.skip("passt cannot put itself into a sandbox where the root is an initramfs, as in the lab")
     if shutil.which("passt") is None:
         cannot("passt is not installed")
     image = tmp_path / "initrd.cpio"
-    image.write_bytes(initrd(["virtio_mmio", "virtio_net", "?af_packet"], USER))
+    image.write_bytes(initrd(["virtio_mmio", "virtio_net", "?af_packet"], USER, platform.kernel))
     done = boot(
-        kernel, "--initrd", image, "--cmdline", QUIET, "--timeout", "150", "--net", "user,forward=tcp:18080:80",
+        kernel, "--initrd", image, "--cmdline", platform.quiet, "--timeout", "150",
+        "--net", "user,forward=tcp:18080:80",
     )  # fmt: skip
     assert "router 192.0.2.254\n" in done.console, done
     assert "host: the forwarded port answered\n" in done.console, done
-    check_transfer(done)
+    check_transfer(platform, done)
