@@ -1,0 +1,76 @@
+"""KTAP results as pytest's subtests; where pytest has none, as one assertion about all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyvmm.ktap import Ktap, Test
+
+#: Lines that a test printed before its result which are shown.
+_DIAGNOSTICS = 40
+
+
+def report(found: Ktap, request: pytest.FixtureRequest) -> None:
+    """Report each test of ``found`` in the test that ``request`` is of; fail or skip that by all of them together."""
+    if found.status == "empty":
+        pytest.fail(
+            "there are no test results (KTAP) in what was printed\nhint: did the tests run, and print to this console?",
+            pytrace=False,
+        )
+    tests = list(_counted(found.tests, ()))
+    subtests = _subtests(request)
+    bad = []
+    for titles, test in tests:
+        name = ": ".join(titles)
+        if test.bad:
+            bad.append(_why(name, test))
+        if subtests is not None:
+            with subtests.test(msg=name):
+                _verdict(name, test)
+    if found.bail_out is not None:
+        pytest.fail(f"the tests bailed out: {found.bail_out}", pytrace=False)
+    if bad and subtests is None:
+        pytest.fail("\n".join([f"{len(bad)} of {len(tests)} tests failed:", *bad]), pytrace=False)
+    if found.status == "fail" and not bad:
+        pytest.fail("\n".join(["the test results are not whole", *found.errors]), pytrace=False)
+    if found.status == "skip":
+        pytest.skip(f"all {len(tests)} tests were skipped")
+
+
+def _counted(tests: Sequence[Test], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Test]]:
+    """The tests without others below them, and the suites that are bad though none of theirs is."""
+    for test in tests:
+        titles = (*above, test.title)
+        below = list(_counted(test.children, titles))
+        yield from below
+        if not test.children or (test.bad and not any(each.bad for _, each in below)):
+            yield titles, test
+
+
+def _verdict(name: str, test: Test) -> None:
+    if test.bad:
+        pytest.fail(_why(name, test), pytrace=False)
+    if test.status == "skip":
+        pytest.skip(test.reason or "skipped")
+    if test.status == "todo":
+        pytest.xfail(test.reason or "expected to fail")
+
+
+def _why(name: str, test: Test) -> str:
+    """Why it is bad, in a line or more."""
+    words = {"fail": "failed", "missing": "has no result", "crashed": "did not end"}[test.status]
+    reason = " ".join(part for part in (test.directive, test.reason) if part)
+    lines = [f"{name} {words}{f': {reason}' if reason else ''}"]
+    return "\n".join([*lines, *(f"    {line}" for line in test.diagnostics[-_DIAGNOSTICS:])])
+
+
+def _subtests(request: pytest.FixtureRequest) -> Any:
+    """pytest's fixture of that name (of pytest 9, or of the plugin pytest-subtests); None where there is none."""
+    with contextlib.suppress(pytest.FixtureLookupError):
+        return request.getfixturevalue("subtests")
+    return None
