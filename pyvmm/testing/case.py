@@ -55,6 +55,11 @@ class CaseSpec:
     options: list[str] = field(default_factory=list)  #: more options of pyvmm boot
     root: str | None = None  #: the guest's root, as of pyvmm run --root
     modules: str | None = None  #: where the kernel's modules are, as of pyvmm run --modules
+    drivers: list[str] = field(default_factory=list)  #: modules that are loaded besides those needed
+    rodirs: list[str] = field(
+        default_factory=list
+    )  #: directories that the guest sees, "HOST" or "HOST:GUEST"
+    rwdirs: list[str] = field(default_factory=list)  #: and those that it can write to
     env: dict[str, str] = field(default_factory=dict)
     cwd: str | None = None
     allow_splat: list[str] = field(default_factory=list)  #: regular expressions

@@ -46,6 +46,9 @@ _COMMON = {
     "initrd": Key("path", "initial RAM disk"),
     "modules": Key("path", "where the kernel's modules are"),
     "root": Key("root", "the guest's root: a directory, or /, read-only with a layer over it"),
+    "drivers": Key("texts", "modules, by name, that are loaded for a command besides those needed"),
+    "rodirs": Key("dirs", "directories that a command sees: HOST or HOST:GUEST"),
+    "rwdirs": Key("dirs", "directories that a command can write to as well"),
     "devices": Key("texts", 'devices as on the command line: "disk=FILE,overlay", "net=user", "rng"'),
     "allow_splat": Key("texts", "regular expressions; a splat that one of them matches is no failure"),
 }
@@ -57,12 +60,12 @@ TOP = {
 KERNEL = {
     "path": Key("path", "a kernel image, or a pattern for several", required=True),
     "name": Key("text", "what it is called"),
-    **{name: _COMMON[name] for name in ("cmdline", "initrd", "modules", "allow_splat")},
+    **{name: _COMMON[name] for name in ("cmdline", "initrd", "modules", "drivers", "allow_splat")},
 }
 MACHINE = {
     "name": Key("text", "what it is called", required=True),
     "machine": Key("path", "a machine file, as of pyvmm boot --machine"),
-    **{name: _COMMON[name] for name in ("memory", "cpus", "lab", "cmdline", "initrd", "devices")},
+    **{name: _COMMON[name] for name in ("memory", "cpus", "lab", "cmdline", "initrd", "devices", "drivers")},
 }
 CASE = {
     "name": Key("text", "what it is called", required=True),
@@ -81,7 +84,7 @@ CASE = {
 }
 _ARRAYS = ("kernel", "machine", "case")
 #: What adds up, in the order of the machine's layers.
-_LISTS = ("devices", "options", "allow_splat")
+_LISTS = ("devices", "options", "allow_splat", "drivers", "rodirs", "rwdirs")
 
 
 @dataclass

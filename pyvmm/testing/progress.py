@@ -113,6 +113,7 @@ class Live:
         text = Text(line)
         text.stylize(_style(event.result), 0, len(label))
         self._console.print(text, soft_wrap=True)
+        self._live.refresh()
 
     def finish(self, report: RunReport | None) -> None:
         from rich.text import Text

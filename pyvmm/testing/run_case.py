@@ -11,7 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from loader.errors import LoaderError
 from pyvmm.errors import CommandTimeout, ExpectTimeout, GuestError, PyvmmError, UsageError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 KEPT = 64 << 10
 #: Seconds after the machine's own timeout within which it has to say that it ended by it.
 _END_SECONDS = 15.0
+#: Seconds that a guest which may have written to the host's files has to end in order.
+_SHUTDOWN_SECONDS = 30.0
 #: Names of bad subtests in a reason.
 _NAMED = 3
 
@@ -54,14 +57,16 @@ def machine_for(spec: CaseSpec, log: str | None) -> Machine:
     """The machine of a case, with pyvmm's agent in it if the case has a command."""
     from pyvmm.api.machine import Machine
 
-    if spec.root is not None or spec.modules is not None:
-        raise UsageError("root and modules cannot be given to a case yet", "give an initrd")
     stops_at = spec.expect if spec.command is None and spec.status is None else ()
     options = [*spec.options, *(word for text in stops_at for word in ("--expect", text))]
+    guest: dict[str, Any] = {}  # what only a guest with the agent can have
+    if spec.command is not None:
+        guest = {"agent": True, "root": spec.root, "modules": spec.modules, "drivers": spec.drivers}
+        guest |= {"rodirs": spec.rodirs, "rwdirs": spec.rwdirs}
     return Machine(
         spec.path, cmdline=_cmdline(spec), initrd=spec.initrd, memory=spec.memory, cpus=spec.cpus,
         timeout=spec.timeout, devices=spec.devices, options=options, lab=spec.lab,
-        agent=spec.command is not None, log=log, expect_timeout=spec.timeout,
+        log=log, expect_timeout=spec.timeout, **guest,
     )  # fmt: skip
 
 
@@ -131,7 +136,7 @@ class _Case:
             stopped = vm.end is None
             if stopped:
                 self._note("stopped")
-                vm.kill()
+                self._stop(vm)
             console = vm.console
             try:
                 end = vm.wait(_END_SECONDS)
@@ -147,7 +152,15 @@ class _Case:
             elif self._absent:  # one text may have been within another that was found first
                 seen = console.log
                 self._absent = [text for text in self._absent if text.encode() not in seen]
-            self._judge(vm, stopped and end.outcome == Outcome.INTERRUPTED)
+            self._judge(vm, stopped and end.outcome in (Outcome.INTERRUPTED, Outcome.SHUTDOWN))
+
+    def _stop(self, vm: Machine) -> None:
+        """End the machine: at once, unless the guest may have written to files of the host's."""
+        if vm.guest_writes and self._complaint is None:
+            with suppress(GuestError):
+                vm.shut_down(_SHUTDOWN_SECONDS)
+        if vm.end is None:
+            vm.kill()
 
     # -- what the guest has to do -------------------------------------------------------------------------------
 

@@ -115,6 +115,7 @@ class _Run:
         self._pending: dict[Future[CaseResult], CaseSpec] = {}
         self._before: dict[str, list[CaseResult]] = {}  # attempts that did not pass
         self._results: dict[str, CaseResult] = {}
+        self._began: dict[str, float] = {}  # when the attempt was handed out; time.monotonic()
 
     def all(self) -> None:
         while self._waiting or self._pending:
@@ -152,6 +153,7 @@ class _Run:
         return [self._results[case.id] for case in self._cases]
 
     def _start(self, case: CaseSpec) -> None:
+        self._began[case.id] = time.monotonic()
         self._on_event(Event("started", case.id, len(self._results), len(self._cases)))
         try:
             future = self._executor.submit(self._function, case)
@@ -164,6 +166,10 @@ class _Run:
         """An attempt has ended: try again, or make it final."""
         if case.id in self._results:
             return
+        began = self._began.pop(case.id, None)
+        if began is not None and not result.elapsed:  # it could not say so itself
+            result.elapsed = time.monotonic() - began
+            result.started -= result.elapsed
         before = self._before.get(case.id, [])
         result.attempts = len(before) + 1
         if not result.ok and result.attempts < self._tries and not last:

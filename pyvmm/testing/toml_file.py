@@ -23,6 +23,7 @@ _WORDS = {
     "number": "a number of seconds above 0",
     "flag": "true or false",
     "texts": "a text or a list of texts",
+    "dirs": "a text or a list of texts",
     "command": "text for the guest's shell, or a list of a program and its arguments",
     "table": "a table of texts",
     "root": "text, a path or initramfs",
@@ -140,6 +141,7 @@ class TomlFile:
             "number": type(value) in (int, float) and 0 < value < 1e9,
             "size": type(value) in (int, str),
             "texts": value == [] or texts or (type(value) is str and value != ""),
+            "dirs": value == [] or texts or (type(value) is str and value != ""),
             "command": texts or (type(value) is str and value.strip() != ""),
             "table": type(value) is dict and all(type(each) in (str, int) for each in value.values()),
             "path": type(value) is str and value != "",
@@ -157,8 +159,9 @@ class TomlFile:
                 self.fail(table, number, name, f"{label}: {error.message}", error.hint)
         if kind == "path" or (kind == "root" and value != "initramfs"):
             return self.absolute(value)
-        if kind == "texts":
-            return [value] if type(value) is str else value
+        if kind in ("texts", "dirs"):
+            many = [value] if type(value) is str else value
+            return [self.absolute(each) for each in many] if kind == "dirs" else many
         if kind == "table":
             return {key: str(each) for key, each in value.items()}
         return value

@@ -57,6 +57,7 @@ class FakeMachine:
         self._start = start
         self.end = None
         self.closed = False
+        self.guest_writes = False
 
     def __enter__(self):
         if self._start is not None:
