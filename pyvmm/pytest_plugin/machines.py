@@ -133,6 +133,13 @@ class Machines:
             self.quiet = False
         return found
 
+    def discard(self, vm: Machine) -> None:
+        """Close a machine, remove its log, and judge the test without it: another one does its work."""
+        vm.close()
+        self.booted = [each for each in self.booted if each.vm is not vm]
+        if vm.log is not None:
+            self._remove(vm.log)
+
     # -- the end of a test ---------------------------------------------------------------------------------
 
     def check_splats(self) -> None:

@@ -263,6 +263,14 @@ class TestSplats:
         files.makepyfile(f"def test(vmm): vmm('one', cmdline={WARNING.decode()!r})")
         files.runpytest().assert_outcomes(failed=1)
 
+    def test_of_a_discarded_machine_do_not_count(self, files, fake) -> None:
+        files.makepyfile(
+            f"def test(vmm):\n    vm = vmm('one', cmdline={WARNING.decode()!r})\n    vmm.discard(vm)\n"
+            "    assert vm.closed and vmm.booted == []"
+        )
+        files.runpytest("--vmm-log-dir=logs", "--vmm-keep").assert_outcomes(passed=1)
+        assert logs(files) == []
+
     def test_may_be_expected_to_fail(self, files, fake) -> None:
         body = f"def test(vmm): vmm('one', cmdline={WARNING.decode()!r})"
         files.makepyfile(f"import pytest\n@pytest.mark.xfail\n{body}")
