@@ -62,13 +62,14 @@ def test_several_vcpus(boot, kernel, tmp_path, count):
 
 @pytest.mark.parametrize("make", [arm64_images.image_gz, arm64_images.zboot, arm64_images.vmlinux])
 def test_other_formats(boot, kernel, tmp_path, make):
-    """Unpacked by pyvmm, as a kernel for arm64 does not do it itself; or an ELF file for virtual addresses."""
+    """Unpacked by pyvmm, as a kernel for arm64 does not do it itself; or an ELF file for virtual addresses.  A kernel
+    that is off a 2 MiB boundary runs all the same, and warns of it."""
     path = tmp_path / make.__name__
     path.write_bytes(make(kernel.read_bytes()))
-    done = boot(path, "--verify", "--cmdline", QUIET, "--timeout", "100")
+    done = boot(path, "--verify", "--cmdline", "console=ttyAMA0 loglevel=5", "--timeout", "100")
     assert done.code == 0, done
     assert "pyvmm: userspace reached, Linux 6.1." in done.console
-    assert done.result["exits"]["total"] <= AARCH64.quiet_exits, done.result["exits"]
+    assert "Firmware Bug" not in done.console, done
 
 
 @pytest.mark.parametrize(
