@@ -28,15 +28,15 @@ def report(found: Ktap, request: pytest.FixtureRequest) -> None:
     for titles, test in tests:
         name = ": ".join(titles)
         if test.bad:
-            bad.append(_why(name, test))
+            bad.append(_why(name, test) if subtests is None else name)
         if subtests is not None:
             with subtests.test(msg=name):
                 _verdict(name, test)
     if found.bail_out is not None:
         pytest.fail(f"the tests bailed out: {found.bail_out}", pytrace=False)
-    if bad and subtests is None:
+    if bad:
         pytest.fail("\n".join([f"{len(bad)} of {len(tests)} tests failed:", *bad]), pytrace=False)
-    if found.status == "fail" and not bad:
+    if found.status == "fail":
         pytest.fail("\n".join(["the test results are not whole", *found.errors]), pytrace=False)
     if found.status == "skip":
         pytest.skip(f"all {len(tests)} tests were skipped")
