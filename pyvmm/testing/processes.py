@@ -168,7 +168,6 @@ class _CaseProcess:
             self._said.close()
             hint = "free some memory, or lower -j"
             raise HostError(f"cannot start a case's process: {error.strerror}", hint) from None
-        self._killing = threading.Lock()
 
     def ask(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], limits: Any) -> Any:
         """Send a job and wait for its answer: what the function returned, or the exception it raised."""
@@ -220,10 +219,8 @@ class _CaseProcess:
         return f"; it said last: {lines[-1]}" if lines else ""
 
     def kill(self) -> None:
-        """End it and everything that it started."""
-        with self._killing:
-            self._process.kill()  # does nothing once it has been waited for
-            end_all(self._token)
+        """End it at once; what it started ends when this is closed, if not before."""
+        self._process.kill()  # does nothing once it has been waited for
 
     def close(self) -> None:
         """Let it end by itself, if it runs, and give everything back; whatever it left behind is ended."""

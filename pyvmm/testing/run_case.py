@@ -236,9 +236,8 @@ class _Case:
                 return self._say("fail", code, _bad(tests))
             skipped = "all its tests were skipped" if tests.status == "skip" else ""
         if self._complaint is not None and spec.command is not None and self._status is None:
-            if (
-                end.outcome == Outcome.SHUTDOWN and not self._is_ready
-            ):  # the agent gave up: no verdict on the kernel
+            # An agent that gave up, for want of a driver say, is no verdict on the kernel.
+            if end.outcome == Outcome.SHUTDOWN and not self._is_ready:
                 return self._say("error", EXIT_ERROR, self._complaint.message, *self._last_line())
             return self._say("fail", EXIT_FAILED, self._complaint.message)
         if self._absent:

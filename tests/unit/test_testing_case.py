@@ -146,6 +146,10 @@ class TestEnds:
 
     def test_expected_texts(self, case):
         assert verdict(case(FakeMachine(b"a login: b", outcome="expected"), expect=["login:"])) == ("pass", 0)
+        assert verdict(case(FakeMachine(b"end of a long log", outcome="expected"), expect=["x"])) == (
+            "pass",
+            0,
+        )
         found = case(FakeMachine(b"a login: b"), expect=["login:", "root"])
         assert verdict(found) == ("fail", 121)
         assert "'root'" in found.reason

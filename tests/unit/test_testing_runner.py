@@ -196,6 +196,20 @@ class TestRun:
             report = runner.run(Matrix("run", [spec("a")]), pool, function=lambda case: result(spec("b")))
         assert [(each.id, each.status) for each in report.results] == [("k/m/a", "error")]
 
+    @pytest.mark.parametrize("kind", ["started", "finished"])
+    def test_interrupted_at_any_moment_each_case_has_its_one_result(self, kind):
+        for moment in range(1, 7):
+            seen = []
+
+            def interrupt(event, moment=moment, seen=seen):
+                seen.extend([event.id] if event.kind == kind else [])
+                if len(seen) == moment and event.kind == kind:
+                    raise KeyboardInterrupt
+
+            report = run([f"ok-{n}" for n in range(6)], on_event=interrupt)
+            assert [each.case for each in report.results] == [f"ok-{n}" for n in range(6)]
+            assert report.environment[runner.INTERRUPTED] == "SIGINT"
+
     @pytest.mark.parametrize("raised", [KeyboardInterrupt, runner.Interrupted("SIGTERM", 143)])
     def test_interrupted_all_that_is_known_is_kept(self, raised):
         def interrupt(event):
