@@ -1,0 +1,335 @@
+"""Runs commands in the guest by its agent, over whatever carries bytes there and back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from pyvmm.agent.protocol import (
+    OUTPUT_WINDOW,
+    PIECE,
+    STDIN_WINDOW,
+    VERSION,
+    Decoder,
+    ProtocolError,
+    Type,
+    exec_payload,
+    frame,
+    number,
+    size,
+)
+from pyvmm.errors import GuestError
+
+#: Bytes of output after which the agent is granted as many more.
+_GRANT = OUTPUT_WINDOW // 4
+#: What failed, as FAILED says: to execute, the working directory, to start it at all.
+_EXECUTE, _DIRECTORY, _START = range(3)
+
+
+class CannotRun(GuestError):
+    """A command cannot be executed in the guest; ``errno`` is why."""
+
+    def __init__(self, message: str, hint: str, errno: int) -> None:
+        super().__init__(message, hint)
+        self.errno = errno
+
+
+class AgentInfo:
+    """The agent that answered: the ``version`` of its protocol, its process id, the kernel's release and machine."""
+
+    def __init__(self, version: int, pid: int, release: str, machine: str) -> None:
+        self.version = version
+        self.pid = pid
+        self.release = release
+        self.machine = machine
+
+
+class RunningCommand:
+    """A command that was started in the guest; :meth:`AgentClient.start` makes it.  Any thread may use it."""
+
+    def __init__(
+        self,
+        client: AgentClient,
+        id: int,
+        name: str,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+    ) -> None:
+        self.pid = 0
+        self._client = client
+        self._id = id
+        self._name = name
+        self._sinks = {Type.STDOUT: on_stdout, Type.STDERR: on_stderr}
+        self._status: int | None = None
+        self._error: Exception | None = None
+        self._credit = STDIN_WINDOW  # bytes of input that the agent still takes
+        self._owed = 0  # bytes of output that were taken and not granted again
+        self._expected = OUTPUT_WINDOW  # bytes of output that may come
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+
+    # -- for the user -----------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
+        """Send standard input; waits, at most ``timeout`` seconds, while the command reads nothing.
+
+        What is written to a command that has ended is dropped.  TimeoutError.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        rest = memoryview(data)
+        with self._writing:
+            while rest:
+                with self._changed:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    if not self._changed.wait_for(lambda: self._credit or self._over, left):
+                        raise TimeoutError(f"'{self._name}' does not read its standard input")
+                    if self._over:
+                        return
+                    piece = rest[: min(PIECE, self._credit)]
+                    self._credit -= len(piece)
+                self._client.send(Type.STDIN, self._id, bytes(piece))
+                rest = rest[len(piece) :]
+
+    def close_stdin(self) -> None:
+        """End standard input."""
+        with self._writing:
+            if not self._over:
+                self._client.send(Type.STDIN, self._id)
+
+    def signal(self, number_: int) -> None:
+        """Send a signal to the command and what it started; nothing if it has ended."""
+        if not self._over:
+            self._client.send(Type.SIGNAL, self._id, number(number_))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Its terminal has another size now."""
+        if not self._over:
+            self._client.send(Type.RESIZE, self._id, size(rows, columns))
+
+    def kill(self) -> None:
+        """End the command and what it started; its output is dropped from now on."""
+        self._sinks = {}
+        if not self._over:
+            self._client.send(Type.KILL, self._id)
+
+    def poll(self) -> int | None:
+        """Its status if it has ended."""
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end: the exit status (0-255), or minus the signal that ended it.
+
+        All its output has been handed over then.
+
+        :raises TimeoutError: it did not end within ``timeout`` seconds
+        :raises GuestError: it cannot be executed (CannotRun), or the guest or its agent went away
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._over, timeout):
+                raise TimeoutError(f"'{self._name}' did not end within {timeout} s")
+            if self._error is not None:
+                raise self._error
+            assert self._status is not None
+            return self._status
+
+    @property
+    def _over(self) -> bool:
+        return self._status is not None or self._error is not None
+
+    # -- for the client, in the thread that feeds it ---------------------------------------------------------------
+
+    def _started(self, pid: int) -> None:
+        with self._changed:
+            self.pid = pid
+            self._changed.notify_all()
+
+    def _wait_started(self, timeout: float | None) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.pid or self._over, timeout):
+                raise TimeoutError(f"'{self._name}' was not started within {timeout} s")
+            if self._error is not None:
+                raise self._error
+
+    def _output(self, type: Type, data: bytes) -> None:
+        self._expected -= len(data)
+        if self._expected < 0:
+            raise ProtocolError("the guest's agent sent more output than it may", "is it pyvmm's agent?")
+        sink = self._sinks.get(type)
+        if sink is not None:
+            sink(data)
+        self._owed += len(data)
+        if self._owed >= _GRANT:
+            self._expected += self._owed
+            self._client.send(Type.WINDOW, self._id, number(self._owed))
+            self._owed = 0
+
+    def _granted(self, count: int) -> None:
+        with self._changed:
+            self._credit += count
+            if self._credit > STDIN_WINDOW:
+                raise ProtocolError(
+                    "the guest's agent granted more input than it can take", "is it pyvmm's agent?"
+                )
+            self._changed.notify_all()
+
+    def _end(self, status: int | None, error: Exception | None = None) -> None:
+        with self._changed:
+            if not self._over:
+                self._status, self._error = status, error
+            self._changed.notify_all()
+
+    def _failed(self, errno: int, what: int) -> None:
+        reason = os.strerror(errno)
+        if what == _DIRECTORY:
+            message, hint = (
+                f"cannot run '{self._name}' there: {reason}",
+                "its working directory is not in the guest",
+            )
+        elif what == _EXECUTE:
+            message, hint = (
+                f"cannot run '{self._name}' in the guest: {reason}",
+                "is the program in the guest's root?",
+            )
+        else:
+            message, hint = f"cannot start '{self._name}' in the guest: {reason}", "too many may be running"
+        self._end(None, CannotRun(message, hint, errno))
+
+
+class AgentClient:
+    """The host's side of the agent.
+
+    ``send`` carries bytes to the agent; what comes from there goes to :meth:`feed`, always in the same thread, which is
+    that in which commands' output is handed over.  All other methods are for any thread.
+    """
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._decoder = Decoder()
+        self._info: AgentInfo | None = None
+        self._error: Exception | None = None
+        self._commands: dict[int, RunningCommand] = {}
+        self._ids = itertools.count(1)
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+
+    def wait_ready(self, timeout: float | None = None) -> AgentInfo:
+        """Wait until the agent has answered, at most ``timeout`` seconds.
+
+        :raises TimeoutError: it did not
+        :raises Exception: what :meth:`lost` was given
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._info or self._error, timeout):
+                raise TimeoutError(f"the agent did not answer within {timeout} s")
+            if self._error is not None:
+                raise self._error
+            assert self._info is not None
+            return self._info
+
+    def start(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        pty: tuple[int, int] | None = None,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        timeout: float | None = None,
+    ) -> RunningCommand:
+        """Start a command once the agent is ready, and wait until the guest executes it.
+
+        ``argv``: the program, looked for in PATH, and its arguments.  ``env`` is added to the agent's environment.
+        ``cwd``: its directory, the agent's if None.  ``pty``: rows and columns of a terminal for it.  ``timeout``:
+        seconds for all of this.
+
+        :raises CannotRun: it cannot be executed
+        :raises UsageError: the arguments cannot be passed on
+        :raises TimeoutError: it took longer
+        """
+        payload = exec_payload(argv, env, cwd, pty)
+        self.wait_ready(timeout)
+        id = next(self._ids)
+        name = argv[0] if isinstance(argv[0], str) else os.fsdecode(argv[0])
+        command = RunningCommand(self, id, name, on_stdout, on_stderr)
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            self._commands[id] = command
+        self.send(Type.EXEC, id, payload)
+        command._wait_started(timeout)
+        return command
+
+    def shutdown(self) -> None:
+        """Have the agent end everything, write it out, and switch the machine off."""
+        self.send(Type.SHUTDOWN)
+
+    def ping(self) -> None:
+        """Ask for READY again, as somebody does who comes late."""
+        self.send(Type.PING)
+
+    def send(self, type: Type, id: int = 0, payload: bytes = b"") -> None:
+        """Send a frame; nothing once the agent is lost."""
+        if self._error is None:
+            with self._sending:
+                self._send(frame(type, id, payload))
+
+    def feed(self, data: bytes) -> None:
+        """Take what came from the agent, in pieces of any size.  A guest that does not keep to the protocol is lost."""
+        if self._error is not None:
+            return
+        try:
+            for type, id, payload in self._decoder.feed(data):
+                self._take(type, id, payload)
+        except (ProtocolError, struct.error, ValueError) as error:
+            if not isinstance(error, ProtocolError):
+                error = ProtocolError(f"the guest's agent sent nonsense: {error}", "is it pyvmm's agent?")
+            self.lost(error)
+
+    def lost(self, error: Exception) -> None:
+        """There is no agent any more: everything that waits raises ``error``, and so does everything from now on."""
+        with self._changed:
+            if self._error is None:
+                self._error = error
+            commands = list(self._commands.values())
+            self._commands.clear()
+            self._changed.notify_all()
+        for command in commands:
+            command._end(None, error)
+
+    def _take(self, type: Type, id: int, payload: bytes) -> None:
+        if type is Type.READY:
+            self._ready(payload)
+            return
+        command = self._commands.get(id)
+        if command is None:
+            return
+        if type in (Type.STDOUT, Type.STDERR):
+            command._output(type, payload)
+        elif type is Type.MORE_STDIN:
+            command._granted(*struct.unpack("<I", payload))
+        elif type is Type.STARTED:
+            command._started(*struct.unpack("<I", payload))
+        elif type is Type.EXITED:
+            (status,) = struct.unpack("<i", payload)
+            del self._commands[id]
+            command._end(max(-64, min(status, 255)))
+        elif type is Type.FAILED:
+            del self._commands[id]
+            command._failed(*struct.unpack("<II", payload))
+
+    def _ready(self, payload: bytes) -> None:
+        version, pid = struct.unpack_from("<II", payload)
+        release, machine = (text.decode() for text in payload[8:].split(b"\0")[:2])
+        if version != VERSION:
+            raise ProtocolError(
+                f"the guest's agent speaks version {version} of the protocol, this pyvmm {VERSION}",
+                "give the guest the agent of this pyvmm",
+            )
+        with self._changed:
+            self._info = AgentInfo(version, pid, release, machine)
+            self._changed.notify_all()
