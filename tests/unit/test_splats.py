@@ -294,3 +294,9 @@ def test_a_big_quiet_console_is_looked_through_at_once() -> None:
     started = time.perf_counter()
     assert find(log) == []
     assert time.perf_counter() - started < 2.0, "25 MB"
+
+
+def test_a_program_that_goes_on_printing_ends_a_splat_at_last() -> None:
+    watcher = SplatWatcher()
+    found = watcher.feed(b"[    1.000000] BUG: Bad page state\n" + b"hello\n" * (MOST_LINES + 1))
+    assert [splat.lines for splat in found] == [["BUG: Bad page state"]]
