@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loader.errors import LoaderError
 from pyvmm.errors import CommandTimeout, ExpectTimeout, GuestError, PyvmmError, UsageError
@@ -26,6 +26,7 @@ from pyvmm.machine.outcome import (
     guest_exit_code,
 )
 from pyvmm.testing.case import CaseSpec
+from pyvmm.testing.factory import machine_for
 from pyvmm.testing.result import EXIT_FAILED, CaseResult, Status
 from pyvmm.text import printable
 
@@ -51,37 +52,6 @@ def run_case(spec: CaseSpec, factory: Factory | None = None) -> CaseResult:
     ``factory(spec, log)`` makes the machine, not yet started, whose console goes to the file ``log`` too.
     """
     return _Case(spec, factory or machine_for).result()
-
-
-def machine_for(spec: CaseSpec, log: str | None) -> Machine:
-    """The machine of a case, with pyvmm's agent in it if the case has a command."""
-    from pyvmm.api.machine import Machine
-
-    stops_at = spec.expect if spec.command is None and spec.status is None else ()
-    options = [*spec.options, *(word for text in stops_at for word in ("--expect", text))]
-    guest: dict[str, Any] = {}  # what only a guest with the agent can have
-    if spec.command is not None:
-        guest = {"agent": True, "root": spec.root, "modules": spec.modules, "drivers": spec.drivers}
-        guest |= {"rodirs": spec.rodirs, "rwdirs": spec.rwdirs}
-    return Machine(
-        spec.path, cmdline=_cmdline(spec), initrd=spec.initrd, memory=spec.memory, cpus=spec.cpus,
-        timeout=spec.timeout, devices=spec.devices, options=options, lab=spec.lab,
-        log=log, expect_timeout=spec.timeout, **guest,
-    )  # fmt: skip
-
-
-def _cmdline(spec: CaseSpec) -> str | None:
-    """The whole command line; None for the default."""
-    if not spec.cmdline or "console=" in spec.cmdline:
-        return spec.cmdline or None
-    from pyvmm.arch import DEFAULT_CMDLINE
-
-    default = DEFAULT_CMDLINE
-    if spec.lab:
-        from pyvmm.lab import architecture_for
-
-        default = "console=ttyAMA0" if architecture_for(spec.path) == "aarch64" else "console=ttyS0"
-    return f"{default} {spec.cmdline}"
 
 
 class _Case:
@@ -211,7 +181,8 @@ class _Case:
         found.outcome = end.outcome
         splats = [splat for splat in found.splats if not splat["allowed"]]
         if end.outcome == Outcome.PANIC and not self._panic_is_allowed():
-            return self._say("fail", EXIT_PANIC, f"kernel panic: {_short(end.panic)}")
+            advice = "give it an initrd" if "mount root fs" in end.panic and not spec.initrd else ""
+            return self._say("fail", EXIT_PANIC, f"kernel panic: {_short(end.panic)}", advice)
         if end.outcome in (Outcome.TRIPLE_FAULT, Outcome.INTERNAL_ERROR):
             return self._say("fail", EXIT_FAULT, end.describe(), *end.report[:1])
         if end.outcome == Outcome.TIMEOUT or isinstance(self._complaint, (ExpectTimeout, CommandTimeout)):

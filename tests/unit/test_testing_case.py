@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pyvmm.arch import DEFAULT_CMDLINE
 from pyvmm.errors import CommandTimeout, ExpectTimeout, HostError, ImageError, UnexpectedExit
+from pyvmm.testing import factory
 from pyvmm.testing.case import CaseSpec
 from pyvmm.testing.run_case import KEPT, run_case
 
@@ -302,6 +304,27 @@ class TestErrors:
     def test_skipped_on_purpose(self, case):
         found = case(factory=lambda *_: pytest.fail("it must not start"), skip_reason="not here")
         assert (found.status, found.reason) == ("skip", "not here")
+
+
+@pytest.mark.parametrize(
+    ("values", "cmdline"),
+    [
+        ({}, None),
+        ({"cmdline": "quiet"}, f"{DEFAULT_CMDLINE} quiet"),
+        ({"cmdline": "console=hvc0 quiet"}, "console=hvc0 quiet"),
+        ({"ktap": True}, f"{DEFAULT_CMDLINE} kunit_shutdown=poweroff"),
+        ({"ktap": True, "cmdline": "kunit_shutdown=reboot"}, f"{DEFAULT_CMDLINE} kunit_shutdown=reboot"),
+        ({"ktap": True, "expect": ["x"]}, None),
+    ],
+)
+def test_command_line_of_the_kernel(values, cmdline):
+    assert factory._cmdline(CaseSpec("k", "m", "c", "/p", **values)) == cmdline
+
+
+def test_a_guest_without_a_root_is_advised(case):
+    panic = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
+    found = case(FakeMachine(outcome="panic", detail=panic))
+    assert found.reason.endswith("unknown-block(0,0); give it an initrd")
 
 
 def test_only_the_end_of_a_long_console_is_kept(case):
