@@ -6,7 +6,7 @@ import doctest
 
 import ktap_logs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvmm.ktap
@@ -392,6 +392,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
+@settings(deadline=None, max_examples=100)
 @given(st.binary() | st.lists(FRAGMENTS, max_size=60).map(lambda parts: "".join(parts).encode()))
 def test_no_bytes_are_refused_and_what_is_found_can_be_written(data: bytes) -> None:
     found = parse(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.ktap import Ktap, Test, parse, write
@@ -66,6 +66,7 @@ def bare(tests: list[Test]) -> list[Test]:
     return [replace(test, diagnostics=[], children=bare(test.children)) for test in tests]
 
 
+@settings(deadline=None, max_examples=60)
 @given(TREES)
 def test_what_is_written_is_read_again(tests: list[Test]) -> None:
     found = parse(write(tests))
@@ -75,6 +76,7 @@ def test_what_is_written_is_read_again(tests: list[Test]) -> None:
     assert str(found) == write(found.tests)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(LINES, max_size=5))
 def test_diagnostics_come_back_line_by_line(lines: list[str]) -> None:
     (test,) = parse(write([Test("a", "fail", diagnostics=lines)])).tests

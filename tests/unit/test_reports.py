@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 import report_sample
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm import ktap
@@ -219,6 +219,7 @@ def test_a_suite_that_is_bad_by_itself_is_a_failure_in_junit() -> None:
     ]
 
 
+@settings(deadline=None, max_examples=40)
 @given(REPORTS)
 def test_junit_takes_any_text(report: RunReport) -> None:
     check_junit(junit.write(report).encode("utf-8").decode())
@@ -241,6 +242,7 @@ def test_json_by_its_schema(report: RunReport) -> None:
         jsonschema.validate(data, json_report.SCHEMA)
 
 
+@settings(deadline=None, max_examples=40)
 @given(REPORTS)
 def test_json_takes_any_text(report: RunReport) -> None:
     jsonschema.validate(json.loads(json_report.write(report)), json_report.SCHEMA)
@@ -268,6 +270,7 @@ def test_ktap_of_a_run_is_read_again_with_the_same_counts(report: RunReport) -> 
     assert found.tests[4].diagnostics == ["attempt 1: no READY in 10 s"]
 
 
+@settings(deadline=None, max_examples=40)
 @given(REPORTS)
 def test_ktap_of_any_text_has_the_same_counts(report: RunReport) -> None:
     assert ktap.parse(ktap_report.write(report)).counts() == ktap.counts(ktap_report.tests(report))
@@ -309,6 +312,7 @@ def test_html_of_nothing(report: RunReport) -> None:
     assert "nothing ran" in text
 
 
+@settings(deadline=None, max_examples=40)
 @given(REPORTS)
 def test_html_takes_any_text(report: RunReport) -> None:
     text = html.write(report)
@@ -342,6 +346,7 @@ def test_durations_for_people() -> None:
     ]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 1e6), ANY_TEXT), max_size=80), st.floats(0, 1e6))
 def test_a_timeline_is_well_formed_and_within_its_frame(
     events: list[tuple[float, str]], elapsed: float

@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvmm.splats
@@ -201,6 +201,7 @@ def test_a_log_cut_everywhere_gives_the_same() -> None:
     assert found + watcher.end() == whole
 
 
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.sampled_from(LOG.splitlines(keepends=True)), max_size=30),
     st.lists(st.integers(1, 90), max_size=60),
@@ -216,6 +217,7 @@ def test_any_lines_in_any_pieces_give_the_same(lines: list[bytes], sizes: list[i
     assert found + watcher.feed(log[position:]) + watcher.end() == find(log)
 
 
+@settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=2000))
 def test_no_bytes_are_refused(data: bytes) -> None:
     for splat in find(b"BUG: x\n" + data):
