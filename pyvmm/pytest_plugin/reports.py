@@ -110,6 +110,7 @@ def _console(each: Booted) -> str:
             lines.append(
                 "note: this host's KVM is software, which stock kernels do not run on; see --vmm-lab"
             )
+    lines += [f"splat: {splat.kind}: {tail(splat.line.encode())}" for splat in each.splats()[:TAIL_LINES]]
     if each.log is not None:
         lines.append(f"log: {each.log}")
     return "\n".join(lines)

@@ -46,11 +46,11 @@ class Fake:
         self.closed = False
 
     def start(self) -> None:
+        self.console = Console(lambda data: 0, lambda what: None, self.log)
         if self.arguments.get("memory") == "lots":
             raise UsageError("'lots' is not a size", "write it as 512M")
         if self.kernel.endswith("nokvm"):
             raise KvmMissing("there is no /dev/kvm", "load its module")
-        self.console = Console(lambda data: 0, lambda what: None, self.log)
         self.console.feed(str(self.arguments.get("cmdline") or "").encode())
         Fake.made.append(self.arguments)
 
@@ -263,6 +263,12 @@ class TestSplats:
         files.makepyfile(f"def test(vmm): vmm('one', cmdline={WARNING.decode()!r})")
         files.runpytest().assert_outcomes(failed=1)
 
+    def test_are_no_second_failure(self, files, fake) -> None:
+        files.makepyfile(f"def test(vmm): assert vmm('one', cmdline={WARNING.decode()!r}) is None")
+        done = files.runpytest()
+        done.assert_outcomes(failed=1)
+        done.stdout.fnmatch_lines(["splat: WARNING: WARNING: CPU: 0 *"])
+
     def test_of_a_discarded_machine_do_not_count(self, files, fake) -> None:
         files.makepyfile(
             f"def test(vmm):\n    vm = vmm('one', cmdline={WARNING.decode()!r})\n    vmm.discard(vm)\n"
@@ -280,7 +286,8 @@ class TestSplats:
 class TestReports:
     def test_an_error_is_its_own_text(self, files, fake) -> None:
         files.makepyfile("def test(vmm):\n    vmm('one', memory='lots')")
-        done = files.runpytest()
+        done = files.runpytest("--vmm-log-dir=logs")
+        assert logs(files) == [], "nothing was started that could have printed anything"
         done.stdout.fnmatch_lines(
             [
                 ">*vmm('one', memory='lots')",
