@@ -15,6 +15,7 @@ from pyvmm.api.command import Command, Completed, arguments_of
 from pyvmm.api.console import Console
 from pyvmm.api.end import End
 from pyvmm.api.inspection import Inspection
+from pyvmm.api.kernel import find_image
 from pyvmm.api.link import Link, Lost, error_of
 from pyvmm.api.plan import AGENT_PORT, Plan
 from pyvmm.api.process import END_SECONDS, Process
@@ -34,6 +35,7 @@ from pyvmm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
     from pyvmm.agent import AgentClient
+    from pyvmm.api.root import Root
     from pyvmm.ktap import Ktap
 
 #: Seconds that a machine has to start, the guest's kernel not counted: files are read, a lab may be built.
@@ -54,13 +56,19 @@ class Machine(Inspection):
     'a guest of pyvmm'
     'exit'
 
-    ``cmdline``: the kernel's command line, None for the serial console alone.  ``initrd``: a path, or the bytes
-    themselves.  ``memory``: bytes, or text such as "512M".  ``cpus``: vCPUs.  ``timeout``: seconds after which the
-    machine is stopped (None: never).  ``devices``: what ``pyvmm boot`` takes after ``--``, as
-    ``["disk=root.img,overlay", "net=user", "rng"]``.  ``options``: more of its options, as on a command line.
-    ``lab``: run in the lab, an emulated host, instead of here.  ``agent``: give the machine the port of pyvmm's agent
-    and, without an ``initrd``, one with the agent as its init, so that :meth:`run` works.  ``log``: a file for the
-    whole console.  ``expect_timeout``: seconds that :attr:`console` waits where nothing else is said.
+    ``kernel``: an image, or a kernel's build tree.  ``cmdline``: the kernel's command line, None for the serial console
+    alone.  ``initrd``: a path, or the bytes themselves.  ``memory``: bytes, or text such as "512M".  ``cpus``: vCPUs.
+    ``timeout``: seconds after which the machine is stopped (None: never).  ``devices``: what ``pyvmm boot`` takes after
+    ``--``, as ``["disk=root.img,overlay", "net=user", "rng"]``.  ``options``: more of its options, as they are typed.
+    ``lab``: run in the lab, an emulated host, instead of here.  ``log``: a file for the whole console.
+    ``on_console``: is given what the console shows, in a thread of the machine's.  ``expect_timeout``: seconds that
+    :attr:`console` waits where nothing else is said.
+
+    ``agent``: give the machine the port of pyvmm's agent and, without an ``initrd``, one with the agent as its init, so
+    that :meth:`run` works; so does any of the following.  ``root``: the guest's root: a directory ("/" for the host's
+    own system) or a disk image, both of which stay as they are, or "initramfs".  ``rodirs``, ``rwdirs``: directories
+    that the guest sees, or may write to as well: ``HOST`` or ``HOST:GUEST``.  ``modules``: where the kernel's modules
+    are, if they are not found by themselves; ``drivers``: modules, by name, to load besides those needed.
 
     Nothing is checked before the start, which raises UsageError, ImageError and HostError.  All methods may be called
     from any thread.  The machine runs in a process of its own, and ends with this one.
@@ -79,18 +87,32 @@ class Machine(Inspection):
         options: Sequence[str] = (),
         lab: bool = False,
         agent: bool = False,
+        root: str | Root | None = None,
+        rodirs: Sequence[str] = (),
+        rwdirs: Sequence[str] = (),
+        modules: str | None = None,
+        drivers: Sequence[str] = (),
         log: str | os.PathLike[str] | None = None,
+        on_console: Callable[[bytes], None] | None = None,
         expect_timeout: float | None = 60.0,
     ) -> None:
         super().__init__()
-        self.kernel = os.fspath(kernel)
+        self.kernel = find_image(os.fspath(kernel))
         self.timeout = timeout
         self.log = None if log is None else os.fspath(log)
+        guest = None
+        if agent or root is not None or rodirs or rwdirs or drivers:
+            from pyvmm.api.guest import Guest
+
+            guest = Guest(
+                self.kernel, root=root, modules=modules, drivers=drivers, rodirs=rodirs, rwdirs=rwdirs
+            )
         self._plan = Plan(
             self.kernel, cmdline=cmdline, initrd=initrd, memory=memory, cpus=cpus, timeout=timeout, devices=devices,
-            options=options, lab=lab, agent=agent,
+            options=options, lab=lab, guest=guest,
         )  # fmt: skip
         self._expect_timeout = expect_timeout
+        self._on_console = on_console
         self._console: Console | None = None
         self._process: Process | None = None
         self._link: Link | None = None
@@ -178,6 +200,14 @@ class Machine(Inspection):
                 return self._end
         raise self._ended_error("the machine's end is not known")
 
+    def shut_down(self, timeout: float | None = 30.0) -> End:
+        """Have the guest's agent end it in order, everything written out, and wait for that.
+
+        :raises ExpectTimeout: it did not end in time
+        """
+        self._ready_agent().shutdown()
+        return self.wait(timeout)
+
     @property
     def end(self) -> End | None:
         """How it ended; None while it runs."""
@@ -186,6 +216,11 @@ class Machine(Inspection):
     def stop(self) -> None:
         """Press the power button: a system that has started shuts down cleanly; :meth:`wait` waits for that."""
         self._call("stop")
+
+    @property
+    def guest_writes(self) -> bool:
+        """Whether the guest may have written to files of this host's, so that it should be shut down in order."""
+        return self._plan.guest is not None and self._plan.guest.writes
 
     def kill(self) -> None:
         """End the machine at once.  No error if it has ended."""
@@ -322,7 +357,10 @@ class Machine(Inspection):
     def _event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "console":
-            self.console.feed(base64.b64decode(event["data"]))
+            data = base64.b64decode(event["data"])
+            self.console.feed(data)
+            if self._on_console is not None:
+                self._on_console(data)
         elif kind == "port":
             if self._agent is not None and event["port"] == AGENT_PORT and "data" in event:
                 self._agent.feed(base64.b64decode(event["data"]))
@@ -373,7 +411,7 @@ class Machine(Inspection):
 
     def _launch(self, files: contextlib.ExitStack) -> Process:
         plan = self._plan
-        if plan.agent:
+        if plan.guest is not None:
             from pyvmm.agent import AgentClient
 
             self._agent = AgentClient(self._send_agent)

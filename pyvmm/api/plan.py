@@ -12,6 +12,10 @@ from pyvmm.errors import UsageError
 from pyvmm.machine.attachments import KINDS, attachment
 from pyvmm.machine.attachments.base import Attachment
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.api.guest import Guest
+
 #: The port that the guest's agent opens.
 AGENT_PORT = "org.pyvmm.agent"
 
@@ -31,10 +35,10 @@ class Plan:
         devices: Sequence[str],
         options: Sequence[str],
         lab: bool,
-        agent: bool,
+        guest: Guest | None,
     ) -> None:
         self.kernel = kernel
-        self.agent = agent
+        self.guest = guest
         self._lab = lab
         self._initrd = initrd
         self._options = list(options)
@@ -45,8 +49,8 @@ class Plan:
             ("--timeout", timeout),
         ]
         self._devices = [each.removeprefix("--") for each in devices]
-        if agent:
-            self._devices.append(f"console=port={AGENT_PORT},control")
+        if guest is not None:
+            self._devices = [*guest.devices(), f"console=port={AGENT_PORT},control", *self._devices]
 
     def launch(self, files: contextlib.ExitStack) -> Process:
         """Start the process; ``files`` are temporary ones, to be kept until it has read them.
@@ -67,10 +71,8 @@ class Plan:
 
     def _initrd_path(self, files: contextlib.ExitStack) -> str | None:
         initrd = self._initrd
-        if initrd is None and self.agent:
-            from pyvmm.api.guest import agent_initramfs
-
-            initrd = agent_initramfs(self.kernel)
+        if initrd is None and self.guest is not None:
+            initrd = self.guest.initramfs()
         if not isinstance(initrd, bytes):
             return None if initrd is None else os.fspath(initrd)
         file = files.enter_context(tempfile.NamedTemporaryFile(prefix="pyvmm-initrd-"))  # noqa: SIM115
@@ -86,6 +88,7 @@ class Plan:
         for each in self._attachments():
             carried += each.files()
             back += each.changed_files()
+        carried = [path for path in carried if path != "/"]  # the lab's own system, not this one's
         for path in carried:
             if not os.path.exists(path):
                 raise UsageError(f"{path}: no such file", "check the name")

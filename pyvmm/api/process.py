@@ -76,9 +76,9 @@ class LocalProcess:
         self.socket, theirs = socket.socketpair()
         path = os.pathsep.join(part for part in (_root(), os.environ.get("PYTHONPATH")) if part)
         try:
-            self._process = subprocess.Popen[bytes](
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "pyvmm", *arguments],
-                stdin=theirs, stdout=theirs, stderr=self._said.file,
+                stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._said.file,
                 env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -138,6 +138,8 @@ class LabProcess:
             )  # fmt: skip
         except PyvmmError as error:
             self._error = error
+        except Exception as error:  # the lab was stopped meanwhile, and its connection closed
+            self._error = HostError(f"the lab was stopped: {type(error).__name__}: {error}", "")
         finally:
             self._theirs.close()
             self._ended.set()

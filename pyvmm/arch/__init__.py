@@ -57,5 +57,8 @@ def host_name() -> str:
     return os.uname().machine
 
 
-#: The command line of a guest that is given none: the console is the serial port, whatever its driver calls it.
-DEFAULT_CMDLINE = "console=ttyAMA0" if os.uname().machine == "aarch64" else "console=ttyS0"
+#: The command line of a guest that is given none, by architecture: the console is the serial port, whatever its driver
+#: calls it.
+CMDLINES = {"x86_64": "console=ttyS0", "aarch64": "console=ttyAMA0"}
+#: The same for a guest of this host's architecture.
+DEFAULT_CMDLINE = CMDLINES.get(os.uname().machine, "console=ttyS0")

@@ -24,6 +24,7 @@ USAGE = """\
 usage: pyvmm VERB ...
 
   boot KERNEL        boot a kernel image under KVM with its console here
+  run -k K -- CMD    run a command under a kernel, on this host's own files
   ps                 list the running machines that have a name
   ctl NAME COMMAND   ask or steer one of them: status, pause, resume, stop, console, ...
   inspect FILE       say what a file is, what its headers mean, and where it would stand in memory
@@ -120,6 +121,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import boot
 
         return boot.main(rest)
+    if verb == "run":
+        from pyvmm.cli import run_command
+
+        return run_command.main(rest)
     if verb == "ps":
         from pyvmm.cli import ps
 
@@ -159,7 +164,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     raise UsageError(
         f"there is no verb '{verb}'",
-        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse, ps and test; see pyvmm --help",
+        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse, ps, run and test; see pyvmm --help",
     )
 
 

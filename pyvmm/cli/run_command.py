@@ -1,0 +1,309 @@
+"""``pyvmm run -k KERNEL -- COMMAND``: run a command under that kernel, on this host's own files, and end as it does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import time
+
+from pyvmm.agent.client import CannotRun
+from pyvmm.cli import say
+from pyvmm.cli.arguments import Parser
+from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, TripleFault, UsageError
+from pyvmm.machine.outcome import (
+    EXIT_COLLISION,
+    EXIT_ERROR,
+    EXIT_FAULT,
+    EXIT_PANIC,
+    EXIT_SIGNAL,
+    EXIT_TIMEOUT,
+    guest_exit_code,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from pyvmm.api.machine import Machine
+
+#: Memory for a guest that runs more than its init.
+DEFAULT_MEMORY = "1G"
+#: Seconds that a guest which may have written to the host's files has to end in order.
+SHUTDOWN_SECONDS = 30.0
+#: What a shell gives for a command that cannot be executed, or is not there.
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+#: Lines of console that are shown when something went wrong.
+TAIL_LINES = 30
+
+
+def parser() -> Parser:
+    """The command line of ``pyvmm run``."""
+    parser = Parser(
+        "pyvmm run",
+        "Run a command, as root, under the given kernel: on this host's own files, read-only with changes kept in the "
+        "guest's memory, unless another root is given. Without a command, a shell. Exit status: the command's.",
+    )
+    add = parser.add_argument
+    add(
+        "command",
+        nargs="*",
+        metavar="COMMAND",
+        help="what to run, after --; one word with blanks goes to a shell",
+    )
+    add(
+        "-k",
+        "--kernel",
+        metavar="FILE",
+        required=True,
+        help="a bzImage, Image or vmlinux, or a kernel's build tree",
+    )
+    add(
+        "--root",
+        default="/",
+        metavar="/|DIR|DISK|initramfs",
+        help="the guest's root file system (default: /)",
+    )
+    add(
+        "--rw",
+        action="store_true",
+        help="let the guest write to its root, instead of to a copy that is forgotten",
+    )
+    add(
+        "--rodir",
+        action="append",
+        default=[],
+        metavar="DIR[:GUEST]",
+        help="a directory that the guest sees there too",
+    )
+    add("--rwdir", action="append", default=[], metavar="DIR[:GUEST]", help="one that it can write to")
+    add(
+        "--modules", metavar="DIR", help="where the kernel's modules are, if they are not found by themselves"
+    )
+    add(
+        "--module",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="load this module, and what it depends on",
+    )
+    add("--cpus", type=int, default=1, metavar="N", help="vCPUs (default: 1)")
+    add("--memory", default=DEFAULT_MEMORY, metavar="SIZE", help=f"guest RAM (default: {DEFAULT_MEMORY})")
+    add("--timeout", type=float, metavar="SECONDS", help="give up after so long; exit code 124")
+    add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
+    add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or pass on ours")
+    add("--cwd", metavar="DIR", help="the command's directory (default: this one if the root is /)")
+    add(
+        "--device",
+        action="append",
+        default=[],
+        metavar="KIND=...",
+        help="a device as of pyvmm boot: net=user, rng",
+    )
+    add(
+        "--allow-splat",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="a kernel message that does not matter",
+    )
+    add("--console-log", metavar="FILE", help="the kernel's console into FILE")
+    add("--result", metavar="FILE.json", help="how it ended, as JSON")
+    add(
+        "--lab",
+        action="store_true",
+        help="inside the lab, an emulated host with real KVM, whose own / is the root",
+    )
+    add("--verbose", action="store_true", help="show the kernel's console, on standard error")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``pyvmm run`` with these arguments; returns the exit code."""
+    from pyvmm.api.kernel import find_image
+    from pyvmm.api.machine import Machine
+    from pyvmm.api.root import Root
+
+    options = parser().parse_args(list(arguments))
+    options.kernel = find_image(options.kernel)
+    if options.result is not None:
+        from pyvmm.cli import result_file
+
+        result_file.check(options.result)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    command = _command(options, interactive)
+    machine = Machine(
+        options.kernel, cmdline=_cmdline(options), memory=options.memory, cpus=options.cpus, lab=options.lab,
+        root=Root(options.root, writable=options.rw), rodirs=options.rodir, rwdirs=options.rwdir,
+        modules=options.modules, drivers=options.module, devices=options.device, log=options.console_log,
+        on_console=_show if options.verbose else None,
+    )  # fmt: skip
+    return _Run(machine, options).run(command, interactive)
+
+
+class _Run:
+    """One run: the machine, how long it may take, and what is said of its end."""
+
+    def __init__(self, machine: Machine, options: argparse.Namespace) -> None:
+        self._machine = machine
+        self._options = options
+        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
+
+    def run(self, command: str | list[str], interactive: bool) -> int:
+        """Run ``command``; returns the exit code."""
+        status: int | None = None
+        started = time.monotonic()
+        try:
+            with self._machine:
+                try:
+                    status = self._command(command, interactive)
+                    code = self._code(status)
+                    if self._machine.guest_writes:
+                        self._machine.shut_down(SHUTDOWN_SECONDS)
+                except (GuestError, TimeoutError) as error:
+                    code = self._failed(error)
+                if not code and self._splat():
+                    code = EXIT_PANIC
+        except BaseException as error:
+            if self._options.result is not None:
+                from pyvmm.cli import result_file
+
+                result_file.write_error(self._options.result, error)  # type: ignore[arg-type]
+            raise
+        if self._options.result is not None:
+            self._write_result(code, status, time.monotonic() - started)
+        return code
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _command(self, command: str | list[str], interactive: bool) -> int:
+        from pyvmm.api.foreground import Foreground, Interrupted
+
+        self._machine.wait_ready(self._left())
+        foreground = Foreground(self._machine, interactive=interactive)
+        try:
+            return foreground.run(
+                command, env=_environment(self._options, interactive), cwd=self._cwd(), timeout=self._left()
+            )
+        except Interrupted as interrupted:
+            raise KeyboardInterrupt from interrupted
+
+    def _cwd(self) -> str | None:
+        if self._options.cwd is not None:
+            return str(self._options.cwd)
+        return os.getcwd() if self._options.root == "/" and not self._options.lab else None
+
+    def _code(self, status: int) -> int:
+        """The exit code for a command's status, or minus the signal that ended it."""
+        if status == -signal.SIGPIPE:  # our own reader went away, as with any command in a pipe
+            return EXIT_SIGNAL + signal.SIGPIPE
+        code = guest_exit_code(status if status >= 0 else EXIT_SIGNAL - status)
+        if status < 0:
+            say(f"pyvmm: the command was ended by {signal.Signals(-status).name} (exit code {code})")
+        elif code == EXIT_COLLISION != status:
+            say(
+                f"pyvmm: the command ended with {status} (given as {code}: from 120 on the codes are pyvmm's own)"
+            )
+        return code
+
+    def _failed(self, error: GuestError | TimeoutError) -> int:
+        """Say what went wrong, and with which lines of console; returns the exit code."""
+        machine = self._machine
+        code = EXIT_ERROR
+        if isinstance(error, CannotRun):
+            say(f"pyvmm: {error.message}", f"hint: {error.hint}")
+            return NOT_EXECUTABLE if error.errno == errno.EACCES else NOT_FOUND
+        if isinstance(error, TimeoutError | ExpectTimeout):
+            code = EXIT_TIMEOUT
+        elif isinstance(error, GuestPanic):
+            code = EXIT_PANIC
+        elif isinstance(error, TripleFault):
+            code = EXIT_FAULT
+        late = code == EXIT_TIMEOUT and self._options.timeout is not None
+        message = f"the time was up after {self._options.timeout:g} s (--timeout)" if late else error.message  # type: ignore[union-attr]
+        say(f"pyvmm: {message}")
+        if not self._options.verbose:
+            say(*(f"  {line}" for line in machine.console.tail().splitlines()[-TAIL_LINES:]))
+        hint = getattr(error, "hint", "")
+        if hint:
+            say(f"hint: {hint}")
+        return code
+
+    def _splat(self) -> bool:
+        """Whether the kernel complained about itself, of which the first is shown."""
+        from pyvmm.splats import find
+
+        bad = [
+            each for each in find(self._machine.console.log, self._options.allow_splat) if not each.allowed
+        ]
+        if not bad:
+            return False
+        say(f"pyvmm: the kernel complained: {bad[0].line}")
+        if not self._options.verbose:
+            say(*(f"  {line}" for line in bad[0].text.splitlines()[:TAIL_LINES]))
+        say("hint: --allow-splat REGEX lets one pass that does not matter")
+        return True
+
+    def _write_result(self, code: int, status: int | None, elapsed: float) -> None:
+        from pyvmm.cli import result_file
+
+        end = self._machine.end
+        result: dict[str, object] = {
+            "outcome": "exit" if status is not None else end.outcome if end is not None else "error",
+            "detail": "" if end is None else end.detail,
+            "exit_code": code,
+            "guest_status": status,
+            "elapsed_s": round(elapsed, 4),
+            "console_tail": self._machine.console.tail(16384),
+        }
+        if end is not None:
+            result["exits"] = end.exits
+        result_file.write(self._options.result, result)
+
+
+def _show(data: bytes) -> None:
+    """The kernel's console, on standard error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+
+
+def _command(options: argparse.Namespace, interactive: bool) -> str | list[str]:
+    """What to run: a shell, where nothing is said and somebody is there to use it."""
+    command: list[str] = options.command
+    if not command:
+        if not interactive:
+            raise UsageError(
+                "there is no command to run", "give one after --: pyvmm run -k bzImage -- uname -r"
+            )
+        return [os.environ.get("SHELL", "/bin/sh") if options.root == "/" else "/bin/sh"]
+    return command[0] if len(command) == 1 and " " in command[0] else command
+
+
+def _cmdline(options: argparse.Namespace) -> str:
+    from pyvmm.arch import CMDLINES, DEFAULT_CMDLINE
+    from pyvmm.lab.choice import architecture_for
+
+    console = CMDLINES.get(architecture_for(options.kernel), DEFAULT_CMDLINE)
+    quiet = "" if options.verbose or options.console_log else " quiet"
+    return f"{console}{quiet} panic=-1 {options.cmdline}".strip()
+
+
+def _environment(options: argparse.Namespace, interactive: bool) -> dict[str, str]:
+    found = {"TERM": os.environ.get("TERM", "dumb")} if interactive else {}
+    for text in options.env:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise UsageError(f"--env {text}: there is no name", "write NAME=VALUE, or NAME to pass ours on")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+        else:
+            raise UsageError(f"--env {name}: no such variable here", "write NAME=VALUE")
+    return found

@@ -1,0 +1,74 @@
+"""The modules of a Debian kernel that ``scripts/fetch-kernels`` fetched: out of its package, kept in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from pyvmm import cache
+from pyvmm.errors import HostError
+from pyvmm.lab import foreign, kernels, packages
+from pyvmm.lab.modules import unpack
+from pyvmm.modules.tree import ModuleTree
+
+
+def fetched_modules(kernel: str) -> ModuleTree | None:
+    """The modules of the kernel image at ``kernel``, fetched if they are not in the cache; None if it is none of ours.
+
+    :raises HostError: they could not be fetched
+    """
+    image = os.path.realpath(kernel)
+    name = os.path.basename(os.path.dirname(image))
+    stock = kernels.STOCK.get(name)
+    if stock is None or os.path.dirname(os.path.dirname(image)) != os.path.realpath(cache.path("kernels")):
+        return None
+    try:
+        with open(f"{image}.json", "rb") as file:
+            about = json.load(file)
+        package, version, release = about["package"], about["version"], about["release"]
+    except (OSError, ValueError, KeyError):
+        return None
+    folder = _folder(package, version, stock.architecture)
+    return ModuleTree(folder, release)
+
+
+def _folder(package: str, version: str, architecture: str) -> str:
+    """The directory of the modules in a kernel's package."""
+    name = f"{package}-{version.replace(':', '_')}"
+    with cache.lock("modules") as locked:
+        final = os.path.join(locked, name)
+        if not os.path.exists(os.path.join(final, "index.json")):
+            _say(f"fetching the modules of {package}, once")
+            with cache.workspace(locked) as work:
+                debs = foreign.using(architecture, lambda: _packages(package, version, work), _say)
+                made = os.path.join(work, "made")
+                os.mkdir(made)
+                unpacked = unpack(debs, os.path.join(work, "kernel"), os.path.join(made, "modules"))
+                relative = {key: path and os.path.relpath(path, made) for key, path in unpacked.items()}
+                with open(os.path.join(made, "index.json"), "w") as file:
+                    json.dump(relative, file)
+                cache.publish(made, final)
+        builtin = os.path.join(final, "modules", "modules.builtin")
+        if not os.path.exists(builtin):
+            with open(os.path.join(final, "index.json"), "rb") as index:
+                names = [key for key, path in json.load(index).items() if path is None]
+            with open(builtin, "w") as file:
+                file.write("".join(f"kernel/{key}.ko\n" for key in names))
+    return os.path.join(final, "modules")
+
+
+def _packages(package: str, version: str, folder: str) -> list[str]:
+    """The package of a kernel, and those of its modules, fetched into ``folder``."""
+    more = packages.direct_dependencies(package) or []
+    found = packages.candidates([package, *(each for each in more if each.startswith("linux-modules-"))])
+    if found[0].version != version:
+        raise HostError(
+            f"{package} is {found[0].version} by now, the kernel in the cache is of {version}",
+            "fetch the kernel again: remove its directory in the cache and run scripts/fetch-kernels",
+        )
+    return packages.fetch(found, folder)
+
+
+def _say(text: str) -> None:
+    print(f"pyvmm: {text}", file=sys.stderr)
