@@ -45,15 +45,14 @@ dmesg | grep -E "smp: Brought up|CPU[0-9]+: (failed|will not)"
 """
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_vcpus(boot, kernel, tmp_path, count):
+def test_several_vcpus(boot, kernel, tmp_path):
     """Switched on by PSCI; none of them costs an exit."""
     image = tmp_path / "initrd.cpio"
     image.write_bytes(guest_initrd.initrd([], VCPUS, AARCH64.kernel))
-    done = boot(kernel, "--initrd", image, "--cpus", count, "--cmdline", QUIET, "--timeout", "100")
+    done = boot(kernel, "--initrd", image, "--cpus", "4", "--cmdline", QUIET, "--timeout", "100")
     assert done.code == 0, done
-    assert f"online: 0-{count - 1}" in done.console, done
-    assert f"smp: Brought up 1 node, {count} CPUs" in done.console
+    assert "online: 0-3" in done.console, done
+    assert "smp: Brought up 1 node, 4 CPUs" in done.console
     assert "failed" not in done.console and "will not" not in done.console
     assert done.result["exits"]["total"] <= AARCH64.quiet_exits + done.result["console_bytes"], done.result[
         "exits"

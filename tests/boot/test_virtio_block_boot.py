@@ -11,7 +11,7 @@ import lab_programs
 import pytest
 from conftest import cannot
 from guest_initrd import initrd
-from lab_boot import boot, check_device_exits, host, kernel, lab, platform
+from lab_boot import X86_64, boot, check_device_exits, host, kernel, lab, platform
 
 from pyvmm.devices.virtio.disk_daemon import write_empty_image
 
@@ -108,8 +108,10 @@ true
 """
 
 
+@pytest.mark.parametrize("platform", [X86_64], indirect=True, scope="module", ids=["x86_64"])
 def test_qcow2(boot, platform, kernel, tmp_path):
-    """Served by qemu-storage-daemon on the guest's memory; the image stays as it is."""
+    """Served by qemu-storage-daemon on the guest's memory; the image stays as it is.  That a daemon can serve arm64
+    guests as well is seen by their shared directories."""
     daemon = lab_programs.find("qemu-storage-daemon", platform)
     image, disk = tmp_path / "initrd.cpio", tmp_path / "disk.qcow2"
     image.write_bytes(initrd(["virtio_mmio", "virtio_blk"], QCOW2, platform.kernel))
