@@ -225,7 +225,7 @@ def _matrix(options: argparse.Namespace) -> Matrix:
 def _are_files(names: Sequence[str], axes: Axes) -> bool:
     """Whether --kernel names files, and none of the kernels that the test file calls so."""
     known = {kernel["name"] for kernel in axes.kernels}
-    return not known & set(names) and all(os.sep in name or os.path.isfile(name) for name in names)
+    return not known & set(names) and all(os.sep in name or os.path.exists(name) for name in names)
 
 
 def _case(options: argparse.Namespace) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class _Case:
         if end.outcome == Outcome.ERROR or (end.outcome == Outcome.INTERRUPTED and not stopped):
             return self._say("error", EXIT_ERROR, end.describe())
         if splats:
-            return self._say("fail", EXIT_PANIC, f"{splats[0]['kind']}: {splats[0]['line']}")
+            return self._say("fail", EXIT_PANIC, f"splat: {splats[0]['line']}")
         if stopped:
             found.outcome = (Outcome.EXPECTED if spec.command is None else Outcome.EXIT).value
         skipped = ""
