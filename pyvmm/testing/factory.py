@@ -41,12 +41,12 @@ def _cmdline(spec: CaseSpec) -> str | None:
     ):
         words.append("kunit_shutdown=poweroff")
     if words and "console=" not in spec.cmdline:
-        from pyvmm.arch import DEFAULT_CMDLINE
+        from pyvmm.api.kernel import find_image
+        from pyvmm.arch import CMDLINES, DEFAULT_CMDLINE
+        from pyvmm.lab import architecture_for
 
         default = DEFAULT_CMDLINE
         if spec.lab:
-            from pyvmm.lab import architecture_for
-
-            default = "console=ttyAMA0" if architecture_for(spec.path) == "aarch64" else "console=ttyS0"
+            default = CMDLINES.get(architecture_for(find_image(spec.path)), default)
         words.insert(0, default)
     return " ".join(words) or None
