@@ -3,8 +3,8 @@
  * The initramfs that the agent comes in may hold, in /pyvmm:
  *
  *   modules   a path a line: the modules to load, in that order
- *   root      KEY=VALUE lines: type (virtiofs, block), source (a tag or a device), fstype, ro=1, and overlay=1 for a
- *             copy-on-write layer in memory; without the file the initramfs is the root
+ *   root      KEY=VALUE lines: type (virtiofs, block, initramfs), source (a tag or a device), fstype, ro=1,
+ *             and overlay=1 for a copy-on-write layer in memory; without the file the initramfs is the root
  *   mounts    "ro TAG PATH" or "rw TAG PATH": virtiofs directories to mount once the root is there
  */
 
@@ -14,7 +14,7 @@
 #define LOWER "/pyvmm/lower"
 #define LAYER "/pyvmm/layer"
 
-enum { PORT_PATIENCE = 10000, DEVICE_PATIENCE = 10000 }; /* milliseconds */
+enum { PORT_PATIENCE = 10000, DEVICE_PATIENCE = 10000, END_PATIENCE = 2000 }; /* milliseconds */
 
 static char text[256 * 1024];
 
@@ -153,6 +153,10 @@ static void change_root(void)
 		else
 			complain("does not know of a root's", line, 0);
 	}
+	if (same(type, "initramfs"))
+		return;
+	if (!same(type, "virtiofs") && !same(type, "block"))
+		give_up("does not know of a root of the type", type, 0);
 	sys_mkdir(NEW_ROOT, 0755);
 	if (overlay) {
 		place = LOWER;
@@ -160,10 +164,8 @@ static void change_root(void)
 	}
 	if (same(type, "virtiofs"))
 		done = sys_mount(source, place, "virtiofs", read_only ? MS_RDONLY : 0, 0);
-	else if (same(type, "block"))
-		done = mount_block(source, place, fstype, read_only ? MS_RDONLY : 0);
 	else
-		done = -ENODEV;
+		done = mount_block(source, place, fstype, read_only ? MS_RDONLY : 0);
 	if (done == -ENODEV && same(type, "virtiofs"))
 		give_up("the kernel cannot mount the root: it has no virtiofs (CONFIG_VIRTIO_FS), or its module was not"
 			" found", "", 0);
@@ -256,6 +258,16 @@ void boot(void)
 void power_off(void)
 {
 	sys_kill(-1, SIGKILL);
+	for (int waited = 0; waited < END_PATIENCE;) { /* what a process has open for writing keeps a file system busy */
+		long ended = syscall4(SYS_wait4, -1, 0, WNOHANG, 0);
+
+		if (ended < 0)
+			break; /* there are none left */
+		if (ended == 0) {
+			nap(5);
+			waited += 5;
+		}
+	}
 	syscall0(SYS_sync);
 	sys_mount(0, "/", 0, MS_REMOUNT | MS_RDONLY, 0); /* a disk's file system is clean then */
 	syscall3(SYS_ioctl, 2, TCSBRK, 1); /* what the console's driver still holds would be lost */

@@ -32,7 +32,7 @@
 #include "agent.h"
 
 enum { VERSION = 1, HEADER = 12, PAYLOAD = 64 * 1024, PIECE = 32 * 1024, STDIN_WINDOW = 64 * 1024,
-       OUTPUT_WINDOW = 256 * 1024, LARGEST_PIPE = 1024 * 1024, COMMANDS = 64, WORDS = 4096 };
+       OUTPUT_WINDOW = 256 * 1024, SMALL_FRAMES = 4096, LARGEST_PIPE = 1024 * 1024, COMMANDS = 64, WORDS = 4096 };
 
 enum { EXEC = 1, STDIN, SIGNAL, WINDOW, RESIZE, KILL, SHUTDOWN, PING };
 enum { READY = 65, STARTED, STDOUT, STDERR, MORE, EXITED, FAILED };
@@ -45,8 +45,10 @@ struct command {
 	int input, output, error; /* of a terminal, input and output are its one side */
 	int report; /* tells that it was executed (its end), or what failed: two numbers */
 	int terminal, started, gone, ending; /* gone: it was reaped, with this status; ending: no more input will come */
+	int silent; /* a terminal that nobody has open for now; closing our side would send SIGHUP to the command */
 	int status;
 	u32 credit; /* bytes of output that the host still takes */
+	u32 owed; /* bytes of input that were taken, and not granted again */
 	u32 left; /* once it has ended: bytes that its pipes may still hold */
 	u32 begin, end; /* of what waits in pending */
 	u8 *pending;
@@ -107,18 +109,18 @@ static int flush(void)
 	return 1;
 }
 
-/* Begin a frame whose payload the caller puts behind it.  Small ones always fit: they are few, and output is only read
- * while there is room for it. */
+/* Begin a frame whose payload the caller puts behind it.  Output is only read while there is room for it and for the
+ * few small frames of each command, so that those fit whatever the host does. */
 static u8 *frame(u8 type, u32 id, u32 length)
 {
 	u8 *at;
 
-	while (room() < HEADER + length) { /* a host that sends without reading has to wait */
+	while (room() < HEADER + length) { /* a host that starts and pings without ever reading: it has to wait */
 		struct pollfd poll = { channel, POLLOUT, 0 };
 
 		syscall5(SYS_ppoll, &poll, 1, 0, 0, 0);
-		if (!flush())
-			out_begin = out_end = 0;
+		if (!flush() || poll.revents & (POLLHUP | POLLERR))
+			out_begin = out_end = 0; /* nobody is there to read it */
 	}
 	at = out + out_end;
 	at[0] = type;
@@ -433,8 +435,7 @@ static void discard_input(struct command *command)
 	u32 waiting = command->end - command->begin;
 
 	command->begin = command->end = 0;
-	if (waiting)
-		send_number(MORE, command->id, waiting);
+	command->owed += waiting;
 	if (!command->terminal)
 		drop(&command->input);
 	command->input = -1;
@@ -442,21 +443,17 @@ static void discard_input(struct command *command)
 
 static void feed(struct command *command)
 {
-	u32 fed = 0;
-
 	while (command->begin < command->end) {
 		long done = sys_write(command->input, command->pending + command->begin, command->end - command->begin);
 
 		if (done == -EAGAIN || done == -EINTR)
 			break;
 		if (done < 0) {
-			if (fed)
-				send_number(MORE, command->id, fed);
 			discard_input(command);
 			return;
 		}
 		command->begin += (u32)done;
-		fed += (u32)done;
+		command->owed += (u32)done;
 	}
 	if (command->begin == command->end) {
 		command->begin = command->end = 0;
@@ -470,8 +467,6 @@ static void feed(struct command *command)
 				drop(&command->input);
 		}
 	}
-	if (fed)
-		send_number(MORE, command->id, fed);
 }
 
 static void take_input(struct command *command, const u8 *data, u32 length)
@@ -479,7 +474,7 @@ static void take_input(struct command *command, const u8 *data, u32 length)
 	if (!length) {
 		command->ending = 1;
 	} else if (command->input < 0) {
-		send_number(MORE, command->id, length);
+		command->owed += length;
 		return;
 	} else if (command->end - command->begin + length > STDIN_WINDOW) {
 		sys_kill(-command->pid, SIGKILL); /* more than was granted: whatever this is, it is not ours */
@@ -506,7 +501,7 @@ static int pass_on(struct command *command, int *fd, u8 type)
 
 	if (*fd < 0)
 		return 0;
-	if (!most || room() < HEADER + PIECE + 1024)
+	if (!most || room() < HEADER + PIECE + SMALL_FRAMES)
 		return 1;
 	got = sys_read(*fd, data, most);
 	if (got == -EAGAIN)
@@ -514,9 +509,10 @@ static int pass_on(struct command *command, int *fd, u8 type)
 	if (got == -EINTR)
 		return 1;
 	if (got <= 0) { /* its end; of a terminal an error */
-		if (fd == &command->output && command->terminal)
-			command->input = -1;
-		drop(fd);
+		if (command->terminal)
+			command->silent = 1; /* programs close their streams before they exit: release() closes ours */
+		else
+			drop(fd);
 		return 0;
 	}
 	copy(frame(type, command->id, (u32)got), data, (size_t)got);
@@ -542,6 +538,15 @@ static void read_report(struct command *command)
 	}
 	command->started = 1;
 	send_number(STARTED, command->id, (u32)command->pid);
+}
+
+/* Let the host send as much as was taken: one frame however many pieces it came in, so that this side never has to wait
+ * for the host to read before it can go on reading itself. */
+static void grant_input(struct command *command)
+{
+	if (command->owed)
+		send_number(MORE, command->id, command->owed);
+	command->owed = 0;
 }
 
 /* A command that has ended: what it printed goes first, but nobody waits for what it left behind to print more. */
@@ -661,7 +666,8 @@ static void watch(struct command *command, int fd, short events, int what)
 
 static void wait_for_something(void)
 {
-	int output_fits = room() >= HEADER + PIECE + 1024;
+	struct timespec moment = { 0, 20 * 1000000 };
+	int look = children < 0, output_fits = room() >= HEADER + PIECE + SMALL_FRAMES;
 
 	watched = 0;
 	watch(0, channel, (short)(POLLIN | (out_begin < out_end ? POLLOUT : 0)), 0);
@@ -675,12 +681,29 @@ static void wait_for_something(void)
 			watch(command, command->report, POLLIN, READ_REPORT);
 		if (command->input >= 0 && command->begin < command->end)
 			watch(command, command->input, POLLOUT, FEED);
-		if (command->output >= 0 && command->credit && output_fits)
+		if (command->silent) { /* it may open its terminal again: look from time to time */
+			command->silent = 0;
+			look = 1;
+		} else if (command->output >= 0 && command->credit && output_fits)
 			watch(command, command->output, POLLIN, TAKE_OUTPUT);
 		if (command->error >= 0 && command->credit && output_fits)
 			watch(command, command->error, POLLIN, TAKE_ERROR);
 	}
-	syscall5(SYS_ppoll, polled, watched, 0, 0, 0);
+	/* Without signalfd (CONFIG_SIGNALFD=n) nothing tells of children's ends: look from time to time. */
+	syscall5(SYS_ppoll, polled, watched, look ? &moment : 0, 0, 0);
+}
+
+/* Until somebody has the port's other end open; orphans do not wait meanwhile. */
+static void await_host(void)
+{
+	struct pollfd poll = { channel, 0, 0 };
+	struct timespec now = { 0, 0 };
+
+	do {
+		nap(50);
+		reap();
+		syscall5(SYS_ppoll, &poll, 1, &now, 0, 0);
+	} while (poll.revents & (POLLHUP | POLLERR));
 }
 
 void serve(int descriptor, int port, char **environment)
@@ -701,7 +724,7 @@ void serve(int descriptor, int port, char **environment)
 
 		if (there) {
 			wait_for_something();
-			if (polled[1].revents)
+			if (children < 0 || polled[1].revents)
 				reap();
 			for (int i = 2; i < watched; i++) {
 				struct command *command = meaning[i].command;
@@ -720,16 +743,18 @@ void serve(int descriptor, int port, char **environment)
 			if (polled[0].revents & (POLLIN | POLLHUP | POLLERR))
 				there = receive();
 			for (int i = 0; i < COMMANDS; i++)
-				if (commands[i].id)
+				if (commands[i].id && out_end - out_begin < sizeof(out) - SMALL_FRAMES) {
+					grant_input(&commands[i]);
 					finish(&commands[i]);
+				}
 		}
 		if (!there) { /* of a port, the host may come back */
 			end_commands();
 			in_used = out_begin = out_end = 0;
 			if (!is_port)
 				return;
-			nap(50);
-			reap();
+			await_host();
+			send_ready();
 		}
 	}
 }
