@@ -10,7 +10,6 @@ from pyvmm.api.root import AGENT_DRIVERS, SHARE_DRIVERS, Root, Share
 from pyvmm.errors import UsageError
 from pyvmm.initramfs import archive
 from pyvmm.lab.choice import architecture_for
-from pyvmm.lab.kernel_modules import fetched_modules
 from pyvmm.modules import Module, find
 
 __all__ = ["Guest"]
@@ -72,7 +71,11 @@ class Guest:
             *(SHARE_DRIVERS if self._shares else ()),
             *self._drivers,
         ]
-        tree = find(self._kernel, modules=self._modules) or fetched_modules(self._kernel)
+        tree = find(self._kernel, modules=self._modules)
+        if tree is None:
+            from pyvmm.lab.kernel_modules import fetched_modules
+
+            tree = fetched_modules(self._kernel)
         if tree is not None:
             return tree.load_order(dict.fromkeys(needed))
         if self._drivers:

@@ -178,9 +178,10 @@ class Machine(Inspection):
         if self._process is not None:
             if not self._process.wait(END_SECONDS):
                 self._process.kill()
-            self._process.close()
         if self._link is not None:
             self._link.close()
+        if self._process is not None:
+            self._process.close()
         if self._console is not None:
             self._console.close()
 

@@ -11,15 +11,30 @@ a started lab's state (:mod:`.state`); later ones start from that in a fraction 
 
 from __future__ import annotations
 
-import shutil
-
-from pyvmm.lab import image, newer, packages
-from pyvmm.lab.choice import architecture_for, default_architecture
-from pyvmm.lab.platforms import platform
-from pyvmm.lab.qemu import LabError
-from pyvmm.lab.session import CommandNotStarted, Lab
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.lab.choice import architecture_for
+    from pyvmm.lab.qemu import LabError
+    from pyvmm.lab.session import CommandNotStarted, Lab
 
 __all__ = ["CommandNotStarted", "Lab", "LabError", "architecture_for", "is_available", "requirements"]
+
+#: Whoever only wants to know which lab a kernel belongs to should not have to wait for all of it.
+_WHERE = {
+    "CommandNotStarted": "pyvmm.lab.session",
+    "Lab": "pyvmm.lab.session",
+    "LabError": "pyvmm.lab.qemu",
+    "architecture_for": "pyvmm.lab.choice",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The package's names, from their modules when they are first used (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pyvmm.lab' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)
 
 
 def requirements(arch: str | None = None) -> list[tuple[str, bool, str]]:
@@ -29,6 +44,12 @@ def requirements(arch: str | None = None) -> list[tuple[str, bool, str]]:
 
     :raises UsageError: there is no lab of that architecture
     """
+    import shutil
+
+    from pyvmm.lab import image, newer, packages
+    from pyvmm.lab.choice import default_architecture
+    from pyvmm.lab.platforms import platform
+
     wanted = platform(arch or default_architecture())
     hint = f"install it: apt-get install {wanted.qemu_package}"
     needs = [(wanted.qemu, bool(shutil.which(wanted.qemu) or newer.fetched(wanted)), hint)]

@@ -19,10 +19,16 @@ def release_of(kernel: str) -> str:
 
     :raises LoaderError: the file cannot be read
     """
+    from loader.bzimage_header import read_header
+    from loader.detect import HEAD_SIZE, Format, identify
     from loader.files import open_file
-    from pyvmm.inspect import inspect_open
 
     with open_file(kernel) as file:
+        if identify(file.read(0, HEAD_SIZE)).format is Format.BZIMAGE:
+            version = read_header(file).version
+            return version.split()[0] if version else ""
+        from pyvmm.inspect import inspect_open
+
         version = inspect_open(file, 512 << 20, unpack=False).version
         if not version:
             version = inspect_open(file, 512 << 20).version
