@@ -175,9 +175,8 @@ class Machine(Inspection):
             self._closed = True
         if self._link is not None:
             self._link.hang_up()
-        if self._process is not None:
-            if not self._process.wait(END_SECONDS):
-                self._process.kill()
+        if self._process is not None and not self._process.wait(END_SECONDS):
+            self._process.kill()
         if self._link is not None:
             self._link.close()
         if self._process is not None:
