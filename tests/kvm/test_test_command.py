@@ -152,8 +152,9 @@ class TestMatrix:
         (tmp_path / "tmp").mkdir()
         peak = tmp_path / "peak"
         code = (
-            "import resource, sys; from pyvmm.cli import main; code = main(sys.argv[2:])\n"
-            "open(sys.argv[1], 'w').write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))\n"
+            "import sys; from pyvmm.cli import main; code = main(sys.argv[2:])\n"
+            "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:'))\n"
+            "open(sys.argv[1], 'w').write(peak)\n"
             "sys.exit(code)"
         )
         report = tmp_path / "r.json"
@@ -171,7 +172,7 @@ class TestMatrix:
         assert len({each["worker"] for each in results}) == 100, "each in a process of its own"
         lines = [line for line in done.stdout.decode().splitlines() if line.startswith(("PASS", "FAIL"))]
         assert len(lines) == 100
-        assert int(peak.read_text()) < 40 << 10, "KiB; a bare interpreter with this has 20 MiB"
+        assert int(peak.read_text()) < 40 << 10, "KiB; it is 21 MiB with one case"
         assert none_left(str(tmp_path)) == {}
         assert os.listdir(tmp_path / "tmp") == []
 
