@@ -30,7 +30,8 @@ from pyvmm.devices.virtio.console import (
     Port,
     queues_of,
 )
-from pyvmm.devices.virtio.console_ports import CHUNK, Channel, FileEndpoint, SocketEndpoint
+from pyvmm.devices.virtio.console_files import FileEndpoint, SocketEndpoint
+from pyvmm.devices.virtio.console_ports import CHUNK, Channel
 from pyvmm.devices.virtio.features import INDIRECT_DESC
 from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments import attachment

@@ -36,7 +36,8 @@ from pyvmm.devices.virtio.console import (
     ConsoleDevice,
     Port,
 )
-from pyvmm.devices.virtio.console_ports import Channel, Endpoint, FileEndpoint
+from pyvmm.devices.virtio.console_files import FileEndpoint
+from pyvmm.devices.virtio.console_ports import Channel, Endpoint
 from pyvmm.devices.virtio.daemon import Daemon
 from pyvmm.devices.virtio.disk_overlay import BASE, DATA, OverlayDisk
 from pyvmm.devices.virtio.features import NEEDS_RESET

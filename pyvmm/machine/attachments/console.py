@@ -13,7 +13,8 @@ import stat
 
 from pyvmm.console import Console
 from pyvmm.devices.virtio.console import ConsoleDevice, Port
-from pyvmm.devices.virtio.console_ports import CHUNK, Channel, Endpoint, FileEndpoint, SocketEndpoint, gather
+from pyvmm.devices.virtio.console_files import FileEndpoint, SocketEndpoint
+from pyvmm.devices.virtio.console_ports import CHUNK, Channel, Endpoint, gather
 from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.attachments.base import Attachment, Host, Key
 
