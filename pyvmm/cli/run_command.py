@@ -290,7 +290,8 @@ def _cmdline(options: argparse.Namespace) -> str:
     from pyvmm.lab.choice import architecture_for
 
     console = CMDLINES.get(architecture_for(options.kernel), DEFAULT_CMDLINE)
-    quiet = "" if options.verbose or options.console_log else " quiet"
+    # Warnings are to be seen, as splats are among them, and no more than those: each line costs the guest time.
+    quiet = "" if options.verbose or options.console_log else " loglevel=5"
     return f"{console}{quiet} panic=-1 {options.cmdline}".strip()
 
 
