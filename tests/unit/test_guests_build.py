@@ -22,6 +22,8 @@ from pyvmm.arch.x86_64.probe import code as probe_code
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted(path.stem for path in (ROOT / "kernels" / "x86_64").glob("*.S") if path.stem != "probe")
+#: The guests, the init and the agent.
+ALL = len(SOURCES) + 2
 
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or platform.machine() != "x86_64", reason="there is no gcc for x86_64 here"
@@ -62,7 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     tree = Tree(tmp_path_factory.mktemp("built"))
     done = tree.build()
     assert done.returncode == 0, done.stderr
-    assert f"{len(SOURCES) + 1} built, 0 up to date" in done.stdout
+    assert f"{ALL} built, 0 up to date" in done.stdout
     return tree
 
 
@@ -73,8 +75,9 @@ def tree(built: Tree, tmp_path: Path) -> Tree:
 
 
 def test_everything_is_built_and_then_up_to_date(tree: Tree) -> None:
-    assert {path.name for path in tree.files()} == {"init-x86_64", *(f"{name}.elf" for name in SOURCES)}
-    assert f"0 built, {len(SOURCES) + 1} up to date" in tree.build().stdout
+    made = {"init-x86_64", "agent-x86_64", *(f"{name}.elf" for name in SOURCES)}
+    assert {path.name for path in tree.files()} == made
+    assert f"0 built, {ALL} up to date" in tree.build().stdout
     assert tree.build("--quiet").stdout == ""
 
 
@@ -85,7 +88,8 @@ def test_everything_is_built_and_then_up_to_date(tree: Tree) -> None:
         ("kernels/x86_64/serial.inc", len(SOURCES)),
         ("kernels/x86_64/guest.ld", len(SOURCES)),
         ("kernels/init/syscall_x86_64.h", 1),
-        ("scripts/build-guests", len(SOURCES) + 1),
+        ("kernels/agent/linux.h", 1),
+        ("scripts/build-guests", ALL),
         ("kernels/x86_64/probe.S", 0),
     ],
 )
@@ -96,7 +100,7 @@ def test_what_is_older_than_its_sources_is_built_anew(changed: str, count: int, 
         os.utime(path, (2000, 2000))
     os.utime(tree.root / "scripts" / "build-guests", (1000, 1000))
     os.utime(tree.root / changed, (3000, 3000))
-    assert f"{count} built, {len(SOURCES) + 1 - count} up to date" in tree.build().stdout
+    assert f"{count} built, {ALL - count} up to date" in tree.build().stdout
 
 
 def test_a_source_that_does_not_build_leaves_the_last_good_file(tree: Tree) -> None:
@@ -108,7 +112,7 @@ def test_a_source_that_does_not_build_leaves_the_last_good_file(tree: Tree) -> N
     assert done.stderr.startswith("build-guests: hello.elf does not build:")
     assert "no_such_symbol" in done.stderr
     assert (tree.guests / "hello.elf").read_bytes() == good
-    assert len(tree.files()) == len(SOURCES) + 1  # nothing half done is left
+    assert len(tree.files()) == ALL  # nothing half done is left
 
 
 def test_a_missing_compiler_is_said_in_one_line_with_a_hint(tree: Tree, tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_a_missing_compiler_is_said_in_one_line_with_a_hint(tree: Tree, tmp_path
 
 
 def test_the_same_sources_give_the_same_bytes(built: Tree, tree: Tree) -> None:
-    assert f"{len(SOURCES) + 1} built, 0 up to date" in tree.build("--force").stdout
+    assert f"{ALL} built, 0 up to date" in tree.build("--force").stdout
     for path in tree.files():
         assert path.read_bytes() == (built.root / path.relative_to(tree.root)).read_bytes(), path.name
 
@@ -259,3 +263,9 @@ def test_init_can_wait_for_ever(built: Tree) -> None:
     process.kill()
     process.wait(timeout=60)
     process.stdout.close()
+
+
+def test_an_unknown_option(built: Tree) -> None:
+    done = built.build("--nonsense")
+    assert done.returncode == 125
+    assert done.stderr.splitlines()[-1].startswith("hint: ")
