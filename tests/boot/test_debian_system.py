@@ -55,7 +55,7 @@ wait_for started
 echo "state: $(systemctl is-system-running) $(systemctl --failed --plain --no-legend | tr '\\n' ' ')"
 echo "logind: $(systemctl is-active systemd-logind)"
 echo "root: $(findmnt -no SOURCE,FSTYPE,OPTIONS /)"
-dd if=/dev/urandom of=/root/kept bs=1M count=4 2> /dev/null; sync; md5sum /root/kept
+dd if=/dev/urandom of=/var/kept bs=1M count=4 2> /dev/null; sync; md5sum /var/kept
 echo "rng: $(cat /sys/class/misc/hw_random/rng_current) $(head -c 16 /dev/hwrng | wc -c)"
 gateway() {{ ip -4 route show default | sed -n 's/.* via \\([^ ]*\\).*/\\1/p' | grep .; }}
 wait_for gateway
@@ -278,7 +278,7 @@ def test_debian_to_its_login_and_a_clean_power_off(disk, tmp_path):
     exits = done.result["exits"]
     print(exits)
     assert exits["unhandled"] == {}, exits
-    check_disk(tmp_path / "system.img", re.findall(r"\b([0-9a-f]{32})  /root/kept", said))
+    check_disk(tmp_path / "system.img", re.findall(r"\b([0-9a-f]{32})  /var/kept", said))
 
 
 def check_disk(image: Path, digests: list[str]) -> None:
@@ -289,7 +289,7 @@ def check_disk(image: Path, digests: list[str]) -> None:
     assert "recovering journal" not in checked.stdout + checked.stderr
     kept = image.with_name("kept")
     subprocess.run(
-        ["debugfs", "-R", f"dump /root/kept {kept}", image], env=path, capture_output=True, check=True
+        ["debugfs", "-R", f"dump /var/kept {kept}", image], env=path, capture_output=True, check=True
     )
     digest = subprocess.run(["md5sum", kept], capture_output=True, text=True, check=True).stdout.split()[0]
     assert digests == [digest]
