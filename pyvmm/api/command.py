@@ -46,19 +46,41 @@ class Completed:
 class Command:
     """A command that runs in the guest; its output is collected unless it is given to ``on_stdout`` and ``on_stderr``.
 
-    Any thread may use it.
+    Any thread may use it.  ``max_output``: bytes of both streams that are collected (None: all); what prints more is
+    killed, and ``too_much`` set.
     """
 
-    def __init__(self, args: Sequence[str | bytes]) -> None:
+    def __init__(self, args: Sequence[str | bytes], max_output: int | None = None) -> None:
         self.args = list(args)
         self.stdout = bytearray()
         self.stderr = bytearray()
+        self.too_much = False
+        self._max_output = max_output
         self._started = time.monotonic()
         self._running: Running | None = None
 
     def _attach(self, running: Running) -> Command:
         self._running = running
+        if self.too_much:  # it was before there was anything to kill
+            running.kill()
         return self
+
+    def _collect_stdout(self, data: bytes) -> None:
+        self._collect(self.stdout, data)
+
+    def _collect_stderr(self, data: bytes) -> None:
+        self._collect(self.stderr, data)
+
+    def _collect(self, into: bytearray, data: bytes) -> None:
+        """In the machine's thread: what the command printed."""
+        if self._max_output is not None:
+            room = max(0, self._max_output - len(self.stdout) - len(self.stderr))
+            if len(data) > room:
+                data = data[:room]
+                self.too_much = True
+                if self._running is not None:
+                    self._running.kill()
+        into += data
 
     @property
     def running(self) -> Running:

@@ -43,6 +43,8 @@ START_SECONDS = 900.0
 #: Bytes of input for a port in one request.
 _PIECE = 32 * 1024
 
+#: Bytes of output that :meth:`Machine.run` collects, if it is not told otherwise.
+MAX_OUTPUT = 256 << 20
 #: ``timeout`` of a method that is to take the machine's own.
 _OWN = -1.0
 
@@ -184,11 +186,12 @@ class Machine(Inspection):
         if self._console is not None:
             self._console.close()
 
-    def wait(self, timeout: float | None = None) -> End:
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> End:
         """Wait for the machine's end, at most ``timeout`` seconds.
 
         :raises ExpectTimeout: it still runs
-        :raises HostError: its process went away without saying how it ended
+        :raises UnexpectedExit: its process went away without saying how it ended; with ``check``, it did not end as it
+            should (:attr:`End.ok`): GuestPanic, TripleFault, ExpectTimeout (its own limit) or UnexpectedExit, by how
         """
         with self._state:
             if not self._state.wait_for(lambda: self._end is not None or self._gone or self._closed, timeout):
@@ -196,9 +199,12 @@ class Machine(Inspection):
                     f"the machine did not end within {timeout:g} s", "stop it, or wait longer",
                     console_tail=self.console.tail(), log=self.log,
                 )  # fmt: skip
-            if self._end is not None:
-                return self._end
-        raise self._ended_error("the machine's end is not known")
+        end = self._end
+        if end is None:
+            raise self._ended_error("the machine's end is not known")
+        if check and not end.ok:
+            raise self._ended_error("the machine ended badly")
+        return end
 
     def shut_down(self, timeout: float | None = 30.0) -> End:
         """Have the guest's agent end it in order, everything written out, and wait for that.
@@ -254,18 +260,21 @@ class Machine(Inspection):
         input: bytes | str = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        max_output: int = MAX_OUTPUT,
     ) -> Completed:
         """Run a command in the guest, as root, and wait for its end; its streams are its own, not the console's.
 
         ``command``: a text for the guest's shell, or a list of program and arguments.  ``timeout`` in seconds, from
         when the guest is ready; then the command is killed.  ``input`` is its standard input.  ``env`` is added to its
-        environment, ``cwd`` its working directory.
+        environment, ``cwd`` its working directory.  ``max_output``: bytes of stdout and stderr together; a command that
+        prints more is killed.
 
-        :raises CommandFailed: with ``check``, the status is not 0
+        :raises CommandFailed: with ``check``, the status is not 0; it printed too much
         :raises CommandTimeout: it took too long; with what it had printed
         :raises GuestError: the command cannot be executed, or the machine ended meanwhile (GuestPanic, ...)
         """
-        running = self.popen(command, env=env, cwd=cwd)
+        running = Command(arguments_of(command), max_output)
+        self._begin(running, env=env, cwd=cwd)
         running.feed(input.encode() if isinstance(input, str) else input)
         name = command if isinstance(command, str) else " ".join(map(os.fsdecode, command))
         try:
@@ -277,6 +286,13 @@ class Machine(Inspection):
                 returncode=None, stdout=bytes(running.stdout), stderr=bytes(running.stderr),
                 console_tail=self.console.tail(), log=self.log,
             ) from None  # fmt: skip
+        if running.too_much:
+            raise CommandFailed(
+                f"'{name}' printed more than {max_output} bytes, and was killed",
+                "allow more with max_output, or take it as it comes: popen() with on_stdout and on_stderr",
+                returncode=done.returncode, stdout=done.stdout, stderr=done.stderr,
+                console_tail=self.console.tail(), log=self.log,
+            )  # fmt: skip
         if check and done.returncode:
             how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
             last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -303,11 +319,28 @@ class Machine(Inspection):
         ``on_stderr`` are called with what comes, in a thread of the machine's, and must not wait; without them it is
         collected.
         """
-        agent = self._ready_agent()
-        running = Command(arguments_of(command))
-        started = agent.start(
+        return self._begin(
+            Command(arguments_of(command)),
+            env=env,
+            cwd=cwd,
+            pty=pty,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+        )
+
+    def _begin(
+        self,
+        running: Command,
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        pty: tuple[int, int] | None = None,
+        on_stdout: Callable[[bytes], None] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
+    ) -> Command:
+        started = self._ready_agent().start(
             running.args, env=env, cwd=cwd, pty=pty,
-            on_stdout=on_stdout or running.stdout.extend, on_stderr=on_stderr or running.stderr.extend,
+            on_stdout=on_stdout or running._collect_stdout, on_stderr=on_stderr or running._collect_stderr,
         )  # fmt: skip
         return running._attach(started)
 

@@ -134,6 +134,29 @@ class TestEnd:
             assert bool(end.panic) == (outcome == "panic")
             assert bool(end.report) == (outcome == "triple-fault")
 
+    @pytest.mark.parametrize(
+        ("name", "kind", "said"),
+        [("panic", pyvmm.GuestPanic, "Kernel panic - not syncing: test"), ("triple", pyvmm.TripleFault, ""),
+         ("status", pyvmm.UnexpectedExit, ", 42"), ("spin", pyvmm.ExpectTimeout, "")],
+    )  # fmt: skip
+    def test_a_bad_end_is_raised_if_asked(self, guest, name: str, kind: type, said: str) -> None:
+        with pyvmm.Machine(guest(name), cmdline="42", timeout=1 if name == "spin" else 60) as vm:
+            with pytest.raises(pyvmm.GuestError) as caught:
+                vm.wait(60, check=True)
+            assert type(caught.value) is kind
+            assert (
+                caught.value.message.startswith("the machine ended badly: ") and said in caught.value.message
+            )
+            assert caught.value.console_tail == vm.console.tail()
+            end = vm.wait()
+            assert end is vm.end and not end.ok
+            assert caught.value.hint == "; ".join(end.report[:2])
+
+    def test_a_good_end_is_not(self, guest) -> None:
+        for name in ("hello", "reset"):
+            with pyvmm.Machine(guest(name)) as vm:
+                assert vm.wait(60, check=True).ok
+
     def test_what_waits_learns_of_the_end(self, guest) -> None:
         for name, kind in (
             ("hello", pyvmm.UnexpectedExit), ("panic", pyvmm.GuestPanic), ("triple", pyvmm.TripleFault),
