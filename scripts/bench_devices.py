@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import PYVMM, QUIET, ROOT, Boots, QemuBundle, say
 
-from pyvmm.machine.attachments.share import Share
+from pyvmm.lab import programs
 
 sys.path.insert(0, str(ROOT / "tests" / "boot"))
 from guest_initrd import initrd  # the tests' initrd: busybox and a stock kernel's modules
@@ -132,7 +132,7 @@ class Bench:
         assert self.qemu.folder is not None
         scripts = [str(ROOT / "scripts" / f"{name}.py") for name in ("bench_devices_host", "count_exits")]
         own = [str(path) for path in (self.shell, self.bare, self.disk, self.qemu.folder)]
-        return [self.kernel, *own, *Share.parse(f"{self.share}:share").files(), *scripts]
+        return [self.kernel, *own, self.share, *programs.find(["virtiofsd"], "x86_64").carry, *scripts]
 
 
 # --- throughput, and exits for a request or a frame ------------------------------------------------------------

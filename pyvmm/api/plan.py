@@ -81,11 +81,15 @@ class Plan:
         return file.name
 
     def _in_lab(self, arguments: list[str], initrd: str | None) -> Process:
-        from pyvmm.lab import architecture_for
+        from pyvmm.lab import architecture_for, programs
 
+        architecture = architecture_for(self.kernel)
         carried = [self.kernel, *([initrd] if initrd else [])]
         back: list[str] = []
-        for each in self._attachments():
+        attachments = self._attachments()
+        served = programs.find((each.program() for each in attachments), architecture)
+        carried += served.carry
+        for each in attachments:
             carried += each.files()
             back += each.changed_files()
         carried = [path for path in carried if path != "/"]  # the lab's own system, not this one's
@@ -93,7 +97,7 @@ class Plan:
             if not os.path.exists(path):
                 raise UsageError(f"{path}: no such file", "check the name")
         # The lab has no cache of unpacked kernels, and would unpack slower than the guest in it.
-        return LabProcess([*arguments, "--no-extract"], architecture_for(self.kernel), carried, back)
+        return LabProcess([*arguments, "--no-extract"], architecture, carried, back, served.env)
 
     def _attachments(self) -> list[Attachment]:
         """The devices as the machine will have them, to learn which files they use."""

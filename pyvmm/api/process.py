@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pyvmm.errors import HostError, PyvmmError, UsageError
@@ -116,8 +116,9 @@ class LabProcess:
     """The machine's process in a lab of ``architecture``; it starts, or is one that another machine has left."""
 
     def __init__(
-        self, arguments: Sequence[str], architecture: str, files: Sequence[str], back: Sequence[str]
-    ) -> None:
+        self, arguments: Sequence[str], architecture: str, files: Sequence[str], back: Sequence[str],
+        env: Mapping[str, str],
+    ) -> None:  # fmt: skip
         from pyvmm.api import labs
 
         self._said = _Said()
@@ -126,14 +127,19 @@ class LabProcess:
         self._error: PyvmmError | None = None
         self._ended = threading.Event()
         self._host = labs.take(architecture)
-        self._arguments, self._files, self._back = list(arguments), list(files), list(back)
+        self._arguments, self._files, self._back, self._env = (
+            list(arguments),
+            list(files),
+            list(back),
+            dict(env),
+        )
         self._host.submit(self._run)
 
     def _run(self) -> None:
         """In the lab's thread: run the process to its end."""
         try:
             self._status = self._host.lab.run(
-                ["pyvmm", *self._arguments], carry_in=self._files, carry_out=self._back,
+                ["pyvmm", *self._arguments], carry_in=self._files, carry_out=self._back, env=self._env,
                 stdin=self._theirs.fileno(), stdout=self._theirs.fileno(), stderr=self._said.file.fileno(),
             )  # fmt: skip
         except PyvmmError as error:

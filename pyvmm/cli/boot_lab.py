@@ -9,7 +9,7 @@ from pyvmm import lab
 from pyvmm.arch import DEFAULT_CMDLINE
 from pyvmm.cli.lab import report
 from pyvmm.errors import HostError, UsageError
-from pyvmm.lab import foreground
+from pyvmm.lab import foreground, programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def boot_in_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
         if path is not None and os.path.isdir(path):  # all of it would be carried in
             raise UsageError(f"{path}: a directory, not a file", "give the file inside it")
     architecture = lab.architecture_for(options.kernel)
+    served = programs.find((each.program() for each in spec.attachments), architecture)
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
     resolved = None
     if options.machine is not None:  # what it says by now, as one file
@@ -60,7 +61,12 @@ def boot_in_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
     session = lab.Lab(architecture, report=report)
     try:
         status = foreground.run_in_foreground(
-            session, command, carry_in=carry_in, carry_out=carry_out, timeout=limit
+            session,
+            command,
+            carry_in=[*carry_in, *served.carry],
+            carry_out=carry_out,
+            timeout=limit,
+            env=served.env,
         )
     finally:
         if resolved is not None:

@@ -6,7 +6,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import FrameType
 
     from pyvmm.lab import Lab
@@ -27,6 +27,7 @@ def run_in_foreground(
     carry_in: Sequence[str] = (),
     carry_out: Sequence[str] = (),
     timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> int:
     """Start ``lab``, run a command with this process's standard streams, stop the lab; returns the exit status.
 
@@ -41,7 +42,7 @@ def run_in_foreground(
     try:
         with lab:
             return lab.run(
-                argv, carry_in=carry_in, carry_out=carry_out, timeout=timeout, forward_signals=True
+                argv, carry_in=carry_in, carry_out=carry_out, timeout=timeout, env=env, forward_signals=True
             )
     except _Terminated as terminated:
         return 128 + terminated.number

@@ -1,16 +1,73 @@
-"""The modules of a Debian kernel that ``scripts/fetch-kernels`` fetched: out of its package, kept in the cache."""
+"""The modules of a kernel that are in a Debian package: the one it was fetched from by ``scripts/fetch-kernels``, or one
+that the user gives.  They are unpacked into the cache."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 
 from pyvmm import cache
-from pyvmm.errors import HostError
+from pyvmm.errors import HostError, UsageError
 from pyvmm.lab import foreign, kernels, packages
 from pyvmm.lab.modules import unpack
-from pyvmm.modules.tree import ModuleTree
+from pyvmm.modules import ModuleTree, find, given
+
+#: Packages given by the user whose modules are kept in the cache.
+_KEPT = 4
+_IN_PACKAGE = re.compile(r"(?:usr/)?lib/modules/[^/]+/(?:.+\.ko(?:\.\w+)?|modules\.\w+)")
+
+
+def modules_of(kernel: str | None, modules: str | None = None) -> ModuleTree | None:
+    """The modules of the kernel image at ``kernel``, or those at ``modules`` if that is None; None: not found.
+
+    ``modules`` is as of :func:`pyvmm.modules.given`, or a Debian package.
+
+    :raises UsageError: ``modules`` holds none, or those of another kernel
+    :raises HostError: the package cannot be fetched or unpacked
+    """
+    if modules is not None and modules.endswith(".deb"):
+        modules = _unpacked(modules)
+    if kernel is None:
+        return None if modules is None else given(modules)
+    tree = find(kernel, modules=modules)
+    return fetched_modules(kernel) if tree is None and modules is None else tree
+
+
+def _unpacked(deb: str) -> str:
+    """A directory with the modules of the package file ``deb``."""
+    try:
+        with open(deb, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UsageError(
+            f"{deb}: {error.strerror}", "give a kernel's package, as linux-image-*.deb"
+        ) from None
+    with cache.lock("modules") as locked:
+        final = os.path.join(locked, f"deb-{digest}")
+        if os.path.isdir(final):
+            os.utime(final)
+            return final
+        with cache.workspace(locked) as work:
+            made = os.path.join(work, "made")
+            os.mkdir(made)
+            for member, contents in packages.members(deb):
+                if contents is None or ".." in member.name or not _IN_PACKAGE.fullmatch(member.name):
+                    continue
+                path = os.path.join(made, member.name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "wb") as file:
+                    shutil.copyfileobj(contents, file)
+            if not os.listdir(made):
+                raise UsageError(
+                    f"{deb}: there are no modules in it", "give a kernel's package, as linux-image-*.deb"
+                )
+            cache.publish(made, final)
+        cache.keep(locked, "deb-", _KEPT, final)
+    return final
 
 
 def fetched_modules(kernel: str) -> ModuleTree | None:

@@ -1,93 +1,20 @@
-"""Programs that serve devices beside pyvmm, where it runs: this host's, or for the lab of another architecture Debian's
-own, unpacked in the cache.
-"""
+"""Programs that serve devices beside pyvmm, where it runs, for tests."""
 
 from __future__ import annotations
-
-import os
-import re
-import shutil
 
 from conftest import cannot
 from lab_boot import Platform
 
-from pyvmm import cache
-from pyvmm.devices.virtio import disk_daemon, virtiofsd
 from pyvmm.errors import HostError
-from pyvmm.lab import foreign, packages
-from pyvmm.lab.platforms import platform as lab_platform
-
-FINDERS = {"virtiofsd": virtiofsd.find, disk_daemon.PROGRAM: disk_daemon.find}
-#: Where they are, by turns: virtiofsd has had a package of its own since Debian 13.
-PACKAGES = {"virtiofsd": ("virtiofsd", "qemu-system-common"), disk_daemon.PROGRAM: ("qemu-system-common",)}
-#: Of what those packages depend on, what the two programs load (readelf -d).
-LIBRARIES = re.compile(
-    r"lib(aio1|cap-ng|fuse3-|glib2\.0-|gmp|gnutls|hogweed|nettle|numa|seccomp|uring|zstd|gcc-s)|zlib1g"
-)
-#: The lab has it.
-UNWANTED = ("libc6", "gcc-12-base", "gcc-14-base", "libcrypt1")
+from pyvmm.lab import programs
 
 
-class Program:
-    """A program: the files to ``carry`` to where pyvmm runs, and the ``env`` in which it is found there."""
-
-    def __init__(self, carry: list[str], env: dict[str, str]) -> None:
-        self.carry = carry
-        self.env = env
-
-
-def find(name: str, platform: Platform) -> Program:
+def find(name: str, platform: Platform) -> programs.Programs:
     """The program of that name for ``platform``; skips the test if it cannot be had."""
     try:
         if platform.is_here:
-            return Program([FINDERS[name]()], {})
-        folder = _unpacked(name, lab_platform(platform.arch).debian)
+            programs.FINDERS[name]()
+        return programs.find([name], platform.arch)
     except HostError as error:
         cannot(f"{error.message}: {error.hint}")
-    path = f"{folder}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
-    return Program([folder], {"PATH": path, "LD_LIBRARY_PATH": f"{folder}/lib"})
-
-
-def _unpacked(name: str, architecture: str) -> str:
-    """A folder with bin/``name`` and, in lib/, the libraries that it loads."""
-    with cache.lock("programs") as locked:
-        final = os.path.join(locked, f"{name}-{architecture}")
-        if not os.path.exists(final):
-            with cache.workspace(locked) as work:
-                made = os.path.join(work, "made")
-                for part in ("bin", "lib"):
-                    os.makedirs(os.path.join(made, part))
-                for deb in foreign.using(architecture, lambda: _fetch(name, work), lambda _text: None):
-                    _take(name, deb, made)
-                if not os.listdir(os.path.join(made, "bin")):
-                    raise HostError(f"Debian's packages hold no {name}", "look for it with apt-file")
-                cache.publish(made, final)
-        return final
-
-
-def _fetch(name: str, folder: str) -> list[str]:
-    for package in PACKAGES[name]:
-        direct = packages.direct_dependencies(package)
-        if direct is not None:
-            libraries = [each for each in direct if LIBRARIES.match(each)]
-            wanted = [package, *packages.dependencies(libraries, UNWANTED)]
-            return packages.fetch(packages.candidates(wanted), folder)
-    raise HostError(f"apt knows no package with {name}", packages.UPDATE_HINT)
-
-
-def _take(name: str, deb: str, folder: str) -> None:
-    """Unpack the program, and the libraries: all of them are in one directory, where links may stay as they are."""
-    for member, contents in packages.members(deb):
-        base = os.path.basename(member.name)
-        if contents is not None and base == name:
-            place = os.path.join(folder, "bin", base)
-        elif re.fullmatch(r"(usr/)?lib/[^/]+-linux-gnu/lib[^/]+\.so\.[^/]+", member.name):
-            place = os.path.join(folder, "lib", base)
-        else:
-            continue
-        if contents is not None:
-            with open(place, "wb") as file:
-                shutil.copyfileobj(contents, file)
-            os.chmod(place, 0o755)
-        elif member.issym():
-            os.symlink(os.path.basename(member.linkname), place)
+    raise AssertionError("skipped")

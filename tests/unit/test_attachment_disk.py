@@ -70,17 +70,13 @@ def test_what_is_changed(text, overlay, changed):
     disk = Disk.parse(text)
     assert disk.overlay == overlay
     assert disk.changed_files() == changed
-    assert [name for name in disk.files() if "qemu" not in name] == ([] if disk.remote else ["disk.img"])
+    assert disk.files() == ([] if disk.remote else ["disk.img"])
 
 
-def test_the_program_that_serves_it_goes_along(monkeypatch, tmp_path):
-    program = tmp_path / "qemu-storage-daemon"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert Disk.parse("a.qcow2").files() == ["a.qcow2"]
-    program.write_text("#!/bin/sh")
-    program.chmod(0o755)
-    assert Disk.parse("a.qcow2").files() == ["a.qcow2", str(program)]
-    assert Disk.parse("a.img").files() == ["a.img"]
+def test_the_program_that_serves_it():
+    assert Disk.parse("a.qcow2").program() == "qemu-storage-daemon"
+    assert Disk.parse("https://host/disk.img,ro").program() == "qemu-storage-daemon"
+    assert Disk.parse("a.img").program() == ""
 
 
 @pytest.mark.parametrize(

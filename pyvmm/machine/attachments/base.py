@@ -206,6 +206,10 @@ class Attachment:
         """The files and directories of the host that it uses: what has to be carried where the machine is to run."""
         return []
 
+    def program(self) -> str:
+        """The separate program that serves the device where pyvmm does not; "" for none."""
+        return ""
+
     def changed_files(self) -> list[str]:
         """Those of them that the guest may change: what has to be carried back."""
         return []

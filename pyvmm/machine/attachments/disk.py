@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.errors import HostError, UsageError
+from pyvmm.errors import UsageError
 from pyvmm.machine.attachments.base import Attachment, Key
 
 TYPE_CHECKING = False
@@ -109,18 +109,15 @@ class Disk(Attachment):
         return "qcow2" if self.path.lower().endswith(".qcow2") else "raw"
 
     def files(self) -> list[str]:
-        """The image, the overlay if there is one already, and the program that serves it where there is one here."""
+        """The image, and the overlay if there is one already."""
         found = [] if self.remote else [self.path]
-        if self.shared_memory:
-            from pyvmm.devices.virtio.disk_daemon import find
-
-            try:
-                found.append(find())
-            except HostError:
-                pass
         if self.overlay is not None and self.overlay != TEMPORARY and os.path.exists(self.overlay):
             found.append(self.overlay)
         return found
+
+    def program(self) -> str:
+        """What serves it, if it is not a raw image of this host's."""
+        return "qemu-storage-daemon" if self.remote or self.kind == "qcow2" else ""
 
     def changed_files(self) -> list[str]:
         """The image, unless it stays as it is, or the overlay that is kept."""

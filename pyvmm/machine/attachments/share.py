@@ -51,13 +51,12 @@ class Share(Attachment):
         return super().parse(",".join(part.replace(",", ",,") for part in parts))
 
     def files(self) -> list[str]:
-        """The directory, and the program that serves it where there is one here."""
-        from pyvmm.devices.virtio.virtiofsd import find
+        """The directory."""
+        return [self.path]
 
-        try:
-            return [self.path, find()]
-        except HostError:
-            return [self.path]
+    def program(self) -> str:
+        """What serves it."""
+        return "virtiofsd"
 
     def changed_files(self) -> list[str]:
         """The directory, unless the guest cannot write."""
