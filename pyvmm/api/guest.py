@@ -10,7 +10,7 @@ from pyvmm.api.root import AGENT_DRIVERS, SHARE_DRIVERS, Root, Share
 from pyvmm.errors import UsageError
 from pyvmm.initramfs import archive
 from pyvmm.lab.choice import architecture_for
-from pyvmm.modules import Module, find
+from pyvmm.modules import Module
 
 __all__ = ["Guest"]
 
@@ -71,11 +71,9 @@ class Guest:
             *(SHARE_DRIVERS if self._shares else ()),
             *self._drivers,
         ]
-        tree = find(self._kernel, modules=self._modules)
-        if tree is None:
-            from pyvmm.lab.kernel_modules import fetched_modules
+        from pyvmm.lab.kernel_modules import modules_of
 
-            tree = fetched_modules(self._kernel)
+        tree = modules_of(self._kernel, self._modules)
         if tree is not None:
             return tree.load_order(dict.fromkeys(needed))
         if self._drivers:

@@ -1,5 +1,5 @@
-"""The modules of a kernel that are in a Debian package: the one it was fetched from by ``scripts/fetch-kernels``, or one
-that the user gives.  They are unpacked into the cache."""
+"""The modules of a kernel out of a Debian package: the one that ``scripts/fetch-kernels`` fetched it from, or one that
+the user gives.  They are unpacked into the cache."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from pyvmm.modules.find import find, release_of
+from pyvmm.modules.find import find, given, release_of
 from pyvmm.modules.module import Module
 from pyvmm.modules.tree import ModuleTree
 
-__all__ = ["Module", "ModuleTree", "find", "release_of"]
+__all__ = ["Module", "ModuleTree", "find", "given", "release_of"]

@@ -12,6 +12,7 @@ from pyvmm.modules.tree import ModuleTree
 _IN_TREE = re.compile(r"(?P<tree>.*?)/?(?:arch/[^/]+/boot/(?:compressed/)?)?[^/]+")
 #: What a built tree has.
 _SIGNS = ("modules.order", "Module.symvers", "include/config/auto.conf")
+_RELEASE = re.compile(r"\d+\.\d+.*")
 
 
 def release_of(kernel: str) -> str:
@@ -38,49 +39,80 @@ def release_of(kernel: str) -> str:
 def find(kernel: str, *, modules: str | None = None) -> ModuleTree | None:
     """The modules of the kernel image ``kernel``; None if they are not found.
 
-    ``modules`` names their place: a directory as ``/lib/modules/VERSION``, a root that has one, a build tree, or any
-    directory with modules in it.  Otherwise they are looked for in the build tree that the image is in, beside the
-    image, and in ``/lib/modules``.
+    ``modules`` names their place, as of :func:`given`.  Otherwise they are looked for in the build tree that the image
+    is in, beside the image, and in ``/lib/modules``; a place with modules for another kernel is passed over.
 
     :raises UsageError: ``modules`` holds none, or those of another kernel
     """
     release = release_of(kernel)
     if modules is not None:
-        tree = _given(modules, release)
-        if release:
-            tree.check_version(release)
-        return tree
+        return given(modules, release)
     for place in _places(kernel, release):
         if os.path.isdir(place):
             tree = ModuleTree(place, release)
+            try:
+                tree.check_version(release)
+            except UsageError:
+                continue
             if len(tree):
-                if release:
-                    tree.check_version(release)
                 return tree
     return None
 
 
-def _given(place: str, release: str) -> ModuleTree:
+def given(place: str, release: str = "") -> ModuleTree:
+    """The modules at ``place``: a directory as ``/lib/modules/VERSION``, a root that has one, a build tree, or any
+    directory with modules in it.  ``release`` is that of their kernel, "" if that is not known.
+
+    :raises UsageError: there are none, or those of another kernel; or of several, and ``release`` is not known
+    """
     if not os.path.isdir(place):
         raise UsageError(
             f"{place}: no such directory of modules", "give /lib/modules/VERSION, or a kernel's build tree"
         )
-    inside = [
-        os.path.join(place, *parts, release) for parts in (("lib", "modules"), ("usr", "lib", "modules"), ())
-    ]
-    for each in (*(path for path in inside if release), place):
-        if os.path.isdir(each):
-            tree = ModuleTree(each, release)
-            if len(tree):
-                return tree
-    raise UsageError(f"{place}: there are no modules in it", "give the directory that has the *.ko files")
+    installed = _installed(place)
+    if installed and not release:
+        if len(installed) > 1:
+            raise UsageError(
+                f"{place} has the modules of several kernels: {', '.join(sorted(installed))}",
+                f"name one of them: {next(iter(installed.values()))}",
+            )
+        release = next(iter(installed))
+    if installed and release not in installed:
+        raise UsageError(
+            f"{place} has the modules of Linux {', '.join(sorted(installed))}, the kernel is {release}",
+            "give the modules that were built with this kernel",
+        )
+    tree = ModuleTree(installed.get(release, place), release)
+    if not len(tree):
+        raise UsageError(f"{place}: there are no modules in it", "give the directory that has the *.ko files")
+    tree.check_version(release)
+    return tree
+
+
+def _installed(place: str) -> dict[str, str]:
+    """The directories named as a release, in the root ``place``, or in ``place`` as a /lib/modules: by release."""
+    found: dict[str, str] = {}
+    for folder in (os.path.join(place, "lib/modules"), os.path.join(place, "usr/lib/modules"), place):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if _RELEASE.fullmatch(name) and os.path.isdir(path):
+                found.setdefault(name, path)
+    return found
 
 
 def _places(kernel: str, release: str) -> list[str]:
     path = os.path.realpath(kernel)
     match = _IN_TREE.fullmatch(path)
     places = []
-    if match and any(os.path.exists(os.path.join(match["tree"], sign)) for sign in _SIGNS):
+    if (
+        match
+        and match["tree"] not in ("", "/")
+        and any(os.path.exists(os.path.join(match["tree"], sign)) for sign in _SIGNS)
+    ):
         places.append(match["tree"])
     if release:
         beside = os.path.dirname(path)

@@ -79,6 +79,11 @@ class Module:
         )
         return [value.decode("utf-8", "replace") for value in values]
 
+    def release(self) -> str:
+        """The release of the kernel that it was built for, the first word of its vermagic; "" if it does not say."""
+        words = " ".join(self.information("vermagic")[:1]).split()
+        return words[0] if words else ""
+
     def depends(self) -> list[str]:
         """The modules that have to be loaded before it."""
         return [canonical(name) for text in self.information("depends") for name in text.split(",") if name]

@@ -50,54 +50,69 @@ class ModuleTree:
     def load_order(self, names: Iterable[str]) -> list[Module]:
         """The modules ``names``, and all that they depend on, in an order in which they can be loaded.
 
-        Names are those of modules, or aliases.  One with a "?" before it is left out where there is no such module;
-        those that are built in are left out too.
+        Names are those of modules, or aliases.  One with a "?" before it is left out where there is no such module, or
+        it lacks one that it depends on; those that are built in are left out too.
 
-        :raises UsageError: there is no such module
+        :raises UsageError: there is no such module, one that it depends on is missing, or is for another kernel
         """
         order: dict[str, Module] = {}
         for name in names:
             wanted = canonical(name.removeprefix("?"))
-            for resolved in self._resolve(wanted):
-                self._add(resolved, order, [])
-            if wanted not in order and not name.startswith("?") and not self._known(wanted):
-                known = [*self._modules, *self._builtin]
+            resolved = self._resolve(wanted)
+            if not resolved and not name.startswith("?"):
                 raise UsageError(
-                    f"there is no module {wanted} in {self.path}{perhaps(wanted, known)}",
+                    f"there is no module {wanted} in {self.path}{perhaps(wanted, [*self._modules, *self._builtin])}",
                     "the kernel was built without it, or its modules are elsewhere",
                 )
+            for each in resolved:
+                self._add(each, order, [], optional=name.startswith("?"))
+        for module in order.values():
+            self._check(module, self.version)
         return list(order.values())
 
     def check_version(self, release: str) -> None:
-        """Whether the modules are made for a kernel of that ``release``.
+        """Whether the modules are made for a kernel of that ``release``, by one of them; :meth:`load_order` looks at
+        each that it returns.
 
         :raises UsageError: they are not; the kernel would refuse them
         """
         for module in self._modules.values():
-            magic = module.information("vermagic")
-            made_for = magic[0].split()[0] if magic and magic[0].split() else ""
-            if made_for and made_for != release:
-                raise UsageError(
-                    f"the modules in {self.path} are for Linux {made_for}, the kernel is {release}",
-                    "give the modules that were built with this kernel",
-                )
+            self._check(module, release)
             return
 
-    def _known(self, name: str) -> bool:
-        return name in self._builtin or any(
-            each in self._modules or each in self._builtin for each in self._resolve(name)
-        )
+    def _check(self, module: Module, release: str) -> None:
+        made_for = module.release()
+        if made_for and release and made_for != release:
+            raise UsageError(
+                f"the module {module.path} is for Linux {made_for}, the kernel is {release}",
+                "give the modules that were built with this kernel",
+            )
 
-    def _add(self, name: str, order: dict[str, Module], parents: list[str]) -> None:
-        """``name`` after those it depends on, which the kernel has as modules."""
+    def _add(self, name: str, order: dict[str, Module], parents: list[str], *, optional: bool) -> None:
+        """``name`` after those it depends on; nothing if it is ``optional`` and cannot be loaded.
+
+        :raises UsageError: one that it depends on is neither a module nor built in
+        """
         module = self._modules.get(name)
         if module is None or name in order or name in parents:
             return
-        depends = self._depends.get(name)
-        if depends is None:
-            depends = module.depends()
-        for other in (*module.soft_depends(), *depends):
-            self._add(other, order, [*parents, name])
+        inner = dict(order)
+        try:
+            for other in module.soft_depends():
+                self._add(other, inner, [*parents, name], optional=True)
+            depends = self._depends.get(name)
+            for other in module.depends() if depends is None else depends:
+                if other not in self._modules and other not in self._builtin:
+                    raise UsageError(
+                        f"the module {name} needs {other}, which is not in {self.path}{perhaps(other, self._modules)}",
+                        "were the modules copied whole? make modules_install, or the kernel's package, has them all",
+                    )
+                self._add(other, inner, [*parents, name], optional=False)
+        except UsageError:
+            if optional:
+                return
+            raise
+        order.update(inner)
         order[name] = module
 
     # -- what is there ----------------------------------------------------------------------------------------
@@ -125,8 +140,12 @@ class ModuleTree:
                 self._depends[name] = [name_of(each) for each in reversed(depends.split())]
 
     def _walk(self) -> None:
+        if os.path.realpath(self.path) == "/":  # all of the system, and /proc too
+            return
         for folder, folders, files in os.walk(self.path):
-            folders[:] = sorted(each for each in folders if each not in (".git", "build", "source"))
+            # In an installed tree, "build" and "source" lead to where it was built.
+            passed = (".git", "build", "source") if folder == self.path else ()
+            folders[:] = sorted(each for each in folders if each not in passed)
             for file in sorted(files):
                 name = name_of(file)
                 if name:
