@@ -20,13 +20,35 @@ ROOT_TAG = "pyvmmroot"
 #: Drivers for what a guest may have: loaded where the kernel has them as modules, "?" where it may do without.
 AGENT_DRIVERS = ("virtio_mmio", "virtio_console")
 SHARE_DRIVERS = ("virtiofs",)
-DISK_DRIVERS = ("virtio_blk", "?ext4", "?xfs", "?btrfs", "?squashfs", "?erofs", "?vfat")
+DISK_DRIVERS = ("virtio_blk",)
 OVERLAY_DRIVERS = ("overlay",)
+#: File systems by what a disk has at an offset, each with its driver.  Only that is loaded: others bring drivers that
+#: take their time (btrfs has raid6_pq measure how fast the processor is).
+#: ext4: Documentation/filesystems/ext4/super.rst; xfs, btrfs, squashfs, erofs: fs/xfs/libxfs/xfs_format.h,
+#: include/uapi/linux/btrfs_tree.h, fs/squashfs/squashfs_fs.h, fs/erofs/erofs_fs.h; FAT: its boot sector.
+FILE_SYSTEMS: tuple[tuple[int, bytes, str], ...] = (
+    (0x438, b"\x53\xef", "ext4"),
+    (0, b"XFSB", "xfs"),
+    (0x10040, b"_BHRfS_M", "btrfs"),
+    (0, b"hsqs", "squashfs"),
+    (0x400, b"\xe2\xe1\xf5\xe0", "erofs"),
+    (0x52, b"FAT32   ", "vfat"),
+    (0x36, b"FAT", "vfat"),
+)
 
 
 def _quoted(text: str) -> str:
     """``text`` as a value of a device option, where a comma separates."""
     return text.replace(",", ",,")
+
+
+def file_system(path: str) -> str | None:
+    """The driver for the file system on the disk at ``path``; None if it is none of :data:`FILE_SYSTEMS`.  OSError."""
+    with open(path, "rb", buffering=0) as disk:
+        for offset, magic, driver in FILE_SYSTEMS:
+            if os.pread(disk.fileno(), len(magic), offset) == magic:
+                return driver
+    return None
 
 
 class Root:
@@ -45,6 +67,8 @@ class Root:
         self.kind = "initramfs"
         if text == "initramfs":
             return
+        if not text:  # an unset variable of a shell's, and not the current directory
+            raise UsageError("the root is an empty text", "give a directory, a disk image or 'initramfs'")
         self.path = os.path.abspath(text)
         try:
             mode = os.stat(self.path).st_mode
@@ -76,10 +100,19 @@ class Root:
         return []
 
     def drivers(self) -> tuple[str, ...]:
-        """The drivers that the guest needs for it."""
+        """The drivers that the guest needs for it.  UsageError for a disk that cannot be read."""
         if self.kind == "directory":
             return SHARE_DRIVERS + (() if self.writable else OVERLAY_DRIVERS)
-        return DISK_DRIVERS if self.kind == "disk" else ()
+        if self.kind == "disk":
+            try:
+                found = file_system(self.path)
+            except OSError as error:
+                raise UsageError(
+                    f"the root {self.text} cannot be read: {error.strerror}", "may this user read it?"
+                ) from None
+            # A kernel without a module for it may have it built in, and else says that it cannot mount it.
+            return DISK_DRIVERS if found is None else (*DISK_DRIVERS, f"?{found}")
+        return ()
 
     def spec(self) -> RootSpec | None:
         """What the agent has to know of it."""
@@ -99,6 +132,8 @@ class Share:
         host, colon, guest = text.rpartition(":")
         if not colon:
             host = guest = text
+        if not host or not guest:
+            raise UsageError(f"'{text}' lacks a directory", "give HOST or HOST:GUEST, HOST a directory here")
         self.host = os.path.abspath(host)
         self.guest = guest if guest.startswith("/") else os.path.abspath(guest)
         self.writable = writable
