@@ -32,6 +32,7 @@ usage: pyvmm VERB ...
   doctor             say what this host can do, what is missing and how to mend it
   cache [clear]      list or remove the kernels taken out of bzImages
   lab -- COMMAND     run a command inside an emulated host with real KVM
+  mkinitramfs -o F   make an initramfs: busybox, files with their libraries, modules, an init
   test [FILE.toml]   boot tests: kernels x machines x cases, in parallel, with reports
 
 `pyvmm VERB --help` explains one verb; `pyvmm --version` prints the version.
@@ -153,6 +154,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pyvmm.cli import lab
 
         return lab.main(rest)
+    if verb == "mkinitramfs":
+        from pyvmm.cli import mkinitramfs
+
+        return mkinitramfs.main(rest)
     if verb == "test":
         from pyvmm.cli import test
 
@@ -164,7 +169,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     raise UsageError(
         f"there is no verb '{verb}'",
-        "the verbs are boot, cache, ctl, doctor, inspect, lab, parse, ps, run and test; see pyvmm --help",
+        "the verbs are boot, cache, ctl, doctor, inspect, lab, mkinitramfs, parse, ps, run and test; see pyvmm --help",
     )
 
 
