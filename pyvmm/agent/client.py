@@ -261,7 +261,11 @@ class AgentClient:
                 raise self._error
             self._commands[id] = command
         self.send(Type.EXEC, id, payload)
-        command._wait_started(timeout)
+        try:
+            command._wait_started(timeout)
+        except BaseException:  # TimeoutError, or Ctrl-C: nobody has it to end it
+            command.kill()
+            raise
         return command
 
     def shutdown(self) -> None:

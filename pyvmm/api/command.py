@@ -101,8 +101,9 @@ class Command:
         self.running.signal(number)
 
     def kill(self) -> None:
-        """End it, and what it has started."""
-        self.running.kill()
+        """End it, and what it has started; nothing if it was never started."""
+        if self._running is not None:
+            self._running.kill()
 
     def wait(self, timeout: float | None = None) -> Completed:
         """Wait for its end.  TimeoutError, or what took the machine away."""

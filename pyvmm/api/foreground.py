@@ -9,6 +9,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
@@ -58,16 +59,20 @@ class Foreground:
         :raises TimeoutError: it took more than ``timeout`` seconds
         :raises GuestError: the machine ended, or the command cannot be executed
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Outside of the block: until there is a command to hand them on to, signals are for this process.
+        self._command = self._machine.popen(
+            command, env=env, cwd=cwd, pty=self._size() if self._interactive else None,
+            on_stdout=lambda data: self._write(1, data), on_stderr=lambda data: self._write(2, data),
+            timeout=timeout,
+        )  # fmt: skip
         with self._catch_signals(), self._terminal():
             hand_on = threading.Thread(target=self._hand_on, name="pyvmm-signals", daemon=True)
-            self._command = self._machine.popen(
-                command, env=env, cwd=cwd, pty=self._size() if self._interactive else None,
-                on_stdout=lambda data: self._write(1, data), on_stderr=lambda data: self._write(2, data),
-            )  # fmt: skip
             hand_on.start()
             threading.Thread(target=self._read, name="pyvmm-stdin", daemon=True).start()
             try:
-                status = self._command.wait(timeout).returncode
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                status = self._command.wait(left).returncode
             except PyvmmError:
                 if self._interrupted:
                     raise Interrupted(self._interrupted) from None

@@ -274,11 +274,13 @@ class Machine(Inspection):
         :raises GuestError: the command cannot be executed, or the machine ended meanwhile (GuestPanic, ...)
         """
         running = Command(arguments_of(command), max_output)
-        self._begin(running, env=env, cwd=cwd)
-        running.feed(input.encode() if isinstance(input, str) else input)
         name = command if isinstance(command, str) else " ".join(map(os.fsdecode, command))
+        self.wait_ready()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            done = running.wait(timeout)
+            self._begin(running, env=env, cwd=cwd, timeout=timeout)
+            running.feed(input.encode() if isinstance(input, str) else input)
+            done = running.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             running.kill()
             raise CommandTimeout(
@@ -312,6 +314,7 @@ class Machine(Inspection):
         pty: tuple[int, int] | None = None,
         on_stdout: Callable[[bytes], None] | None = None,
         on_stderr: Callable[[bytes], None] | None = None,
+        timeout: float | None = None,
     ) -> Command:
         """Start a command in the guest; as :meth:`run`, but it goes on.
 
@@ -337,9 +340,10 @@ class Machine(Inspection):
         pty: tuple[int, int] | None = None,
         on_stdout: Callable[[bytes], None] | None = None,
         on_stderr: Callable[[bytes], None] | None = None,
+        timeout: float | None = None,
     ) -> Command:
         started = self._ready_agent().start(
-            running.args, env=env, cwd=cwd, pty=pty,
+            running.args, env=env, cwd=cwd, pty=pty, timeout=timeout,
             on_stdout=on_stdout or running._collect_stdout, on_stderr=on_stderr or running._collect_stderr,
         )  # fmt: skip
         return running._attach(started)

@@ -433,3 +433,13 @@ def test_what_goes_into_an_initramfs() -> None:
     with pytest.raises(HostError) as caught:
         agent_binary("m68k")
     assert "build-guests" in caught.value.hint
+
+
+def test_a_command_that_is_never_started_is_killed() -> None:
+    """The guest may get to it later; by then nobody waits for it."""
+    sent: list[bytes] = []
+    client = AgentClient(sent.append)
+    client.feed(frame(Type.READY, 0, struct.pack("<II", 1, 1) + b"6.1\0x86_64\0"))
+    with pytest.raises(TimeoutError):
+        client.start(["true"], on_stdout=sent.append, on_stderr=sent.append, timeout=0.05)
+    assert [data[0] for data in sent] == [Type.EXEC, Type.KILL]

@@ -48,6 +48,7 @@ class Agent:
         status: int | None = 0,
     ) -> None:
         self.early, self.late = early, late
+        self.stuck = False  # the guest does not get as far as to execute it
         self.running = Running(status)
         self.started: dict[str, object] = {}
 
@@ -55,9 +56,12 @@ class Agent:
         pass
 
     def start(
-        self, argv: list[str], *, env: Mapping[str, str] | None, cwd: str | None, pty: object,
+        self, argv: list[str], *, env: Mapping[str, str] | None, cwd: str | None, pty: object, timeout: float | None,
         on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None],
     ) -> Running:  # fmt: skip
+        self.timeout = timeout
+        if self.stuck:
+            raise TimeoutError
         self.started = {"argv": argv, "env": env, "cwd": cwd, "pty": pty}
         sinks = {1: on_stdout, 2: on_stderr}
         running = self.running
@@ -145,3 +149,11 @@ def test_a_command_that_does_not_end(machine) -> None:
     assert agent.running.killed == 1
     assert (caught.value.returncode, caught.value.stdout) == (None, b"so far")
     assert caught.value.message == "'hang' did not end within 0.5 s"
+
+
+def test_a_command_that_does_not_start(machine) -> None:
+    agent = Agent()
+    agent.stuck = True
+    with pytest.raises(pyvmm.CommandTimeout):
+        machine(agent).run(["stuck"], timeout=7)
+    assert agent.timeout == 7
