@@ -175,7 +175,7 @@ def test_the_lab_gets_the_files_and_gives_back_what_the_guest_changed(monkeypatc
 
     seen: dict[str, object] = {}
 
-    def run(lab, command, *, carry_in, carry_out, timeout) -> int:
+    def run(lab, command, *, carry_in, carry_out, timeout, env) -> int:
         seen.update(command=command, carry_in=carry_in, carry_out=carry_out)
         return 7
 

@@ -67,7 +67,7 @@ def test_boot_starts_the_lab_of_its_kernel(tmp_path: Path, monkeypatch: pytest.M
     machine.write_text('kernel = "kernel"\ndtb = "tree.dtb"\ndump-dtb = "out.dtb"\n')
     seen = {}
 
-    def run(lab, command, *, carry_in, carry_out, timeout) -> int:
+    def run(lab, command, *, carry_in, carry_out, timeout, env) -> int:
         seen.update(lab=lab, carry_in=carry_in, carry_out=carry_out)
         seen["file"] = Path(command[command.index("--machine") + 1]).read_text()
         return 9

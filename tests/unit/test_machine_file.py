@@ -253,7 +253,7 @@ ATTACHMENTS = [
     ("disk", "/a.img,overlay=/o\\\"x"), ("disk", "nbd://host/x,format=qcow2"),
     ("net", "user,forward=tcp:1:2,forward=udp:3:4"),
     ("net", "tap=tap0,mac=52:54:00:12:34:56,mtu=9000,vhost=off"), ("console", "hvc"), ("console", "port=org.x,file=/f"),
-    ("console", "port=a,socket=/s"), ("rng", ""), ("vsock", "3"), ("vsock", "4,socket=/v,port=1,port=2"),
+    ("console", "port=a,socket=/s"), ("console", "port=b,control"), ("rng", ""), ("vsock", "3"), ("vsock", "4,socket=/v,port=1,port=2"),
     ("balloon", "64M"), ("balloon", ""), ("share", "/dir:tag,ro,sandbox=none"),
 ]  # fmt: skip
 
