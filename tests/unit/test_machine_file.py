@@ -239,7 +239,7 @@ def test_dump_and_schema_commands(pyvmm, tmp_path):
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 PATHS = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
-).map(lambda text: "/tmp/" + text.replace("/", "_"))
+).map(lambda text: "/tmp/x" + text.replace("/", "_"))
 SIZES = st.sampled_from(["64", "512M", "1G", "3 GiB", "70000k"])
 VALUES = {
     "text": TEXTS, "path": PATHS, "size": SIZES, "texts": st.lists(TEXTS, max_size=3), "flag": st.booleans(),
@@ -253,7 +253,8 @@ ATTACHMENTS = [
     ("disk", "/a.img,overlay=/o\\\"x"), ("disk", "nbd://host/x,format=qcow2"),
     ("net", "user,forward=tcp:1:2,forward=udp:3:4"),
     ("net", "tap=tap0,mac=52:54:00:12:34:56,mtu=9000,vhost=off"), ("console", "hvc"), ("console", "port=org.x,file=/f"),
-    ("console", "port=a,socket=/s"), ("console", "port=b,control"), ("rng", ""), ("vsock", "3"), ("vsock", "4,socket=/v,port=1,port=2"),
+    ("console", "port=a,socket=/s"), ("console", "port=b,control"),
+    ("rng", ""), ("vsock", "3"), ("vsock", "4,socket=/v,port=1,port=2"),
     ("balloon", "64M"), ("balloon", ""), ("share", "/dir:tag,ro,sandbox=none"),
 ]  # fmt: skip
 
