@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = "1G"
 #: Seconds that a guest which may have written to the host's files has to end in order.
 SHUTDOWN_SECONDS = 30.0
+#: Where the agent mounts file systems of the guest's own (kernels/agent/boot.c).
+OWN_FOLDERS = ("/dev", "/proc", "/run", "/sys", "/tmp")
 #: What a shell gives for a command that cannot be executed, or is not there.
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
@@ -194,9 +196,24 @@ class _Run:
             raise KeyboardInterrupt from interrupted
 
     def _cwd(self) -> str | None:
-        if self._options.cwd is not None:
-            return str(self._options.cwd)
-        return os.getcwd() if self._options.root == "/" and not self._options.lab else None
+        """The command's directory: ours, unless the guest has a file system of its own there."""
+        from pyvmm.api.root import Share
+
+        options = self._options
+        if options.cwd is not None:
+            return str(options.cwd)
+        if options.root != "/" or options.lab:
+            return None
+        here = os.getcwd()
+        shares = [Share(text, 0, writable=False).guest for text in (*options.rodir, *options.rwdir)]
+        if _beneath(here, OWN_FOLDERS) and not _beneath(here, shares):
+            folder = here.split("/")[1]
+            say(
+                f"pyvmm: note: the command runs in /: {here} is not in the guest, whose /{folder} is its own",
+                "hint: --rodir . or --rwdir . brings it there",
+            )
+            return None
+        return here
 
     def _code(self, status: int) -> int:
         """The exit code for a command's status, or minus the signal that ended it."""
@@ -264,6 +281,11 @@ class _Run:
         if end is not None:
             result["exits"] = end.exits
         result_file.write(self._options.result, result)
+
+
+def _beneath(path: str, folders: Sequence[str]) -> bool:
+    """Whether ``path`` is one of ``folders``, or in one."""
+    return any(path == each or path.startswith(each.rstrip("/") + "/") for each in folders)
 
 
 def _show(data: bytes) -> None:

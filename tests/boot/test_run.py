@@ -202,7 +202,7 @@ def test_a_disk_as_the_root(run, platform, tmp_path):
     subprocess.run(["mkfs.ext4", "-q", "-d", tree, image, "16M"], check=True, capture_output=True)
     script = "echo '<4>WARNING: CPU: 0 PID: 1 at x.c:1 f' > /dev/kmsg; echo kept > /file; echo out"
     code, out, error = run(
-        "--root", image, "--rw", "--result", result, "--cmdline", "loglevel=5", "--timeout", PATIENCE,
+        "--root", image, "--rw", "--result", result, "--timeout", PATIENCE,
         command=["/bin/sh", "-c", script],
     )  # fmt: skip
     assert (code, out) == (120, "out\n"), error

@@ -18,6 +18,7 @@ from pyvmm import cli
 from pyvmm.agent.client import CannotRun
 from pyvmm.api.command import Command, arguments_of
 from pyvmm.api.console import Console
+from pyvmm.cli import run_command
 
 
 class Running:
@@ -246,6 +247,22 @@ class TestArguments:
         assert (given["rodirs"], given["rwdirs"], given["drivers"]) == (["/a"], ["/b"], ["m"])
         assert (given["cpus"], given["memory"], given["devices"]) == (3, "2G", ["rng"])
         assert given["cmdline"] == "console=ttyS0 panic=-1 more"
+
+    def test_a_directory_that_the_guest_does_not_have(
+        self, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The guest's /tmp is its own, but for what is shared there."""
+        below = tmp_path / "below"
+        below.mkdir()
+        monkeypatch.setattr("os.getcwd", lambda: str(below))
+        monkeypatch.setattr(run_command, "OWN_FOLDERS", [str(tmp_path)])
+        code, _, error = run()
+        assert (code, run.machine.made.command["cwd"]) == (0, None)
+        assert f"note: the command runs in /: {below} is not in the guest" in error and "--rwdir" in error
+        for options in (["--rodir", tmp_path], ["--rwdir", f"/usr:{below}"]):
+            assert run(*options)[2] == ""
+            assert run.machine.made.command["cwd"] == str(below)
+        assert run("--cwd", "/tmp/x")[2] == "" and run.machine.made.command["cwd"] == "/tmp/x"
 
     def test_no_directory_of_ours_in_another_root(self, run, tmp_path: Path) -> None:
         run("--root", tmp_path)
