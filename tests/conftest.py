@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GUESTS = ROOT / "kernels" / "build" / "x86_64"
+BOOTS = ROOT / "tests" / "boot"
 
 
 def cannot(reason: str) -> None:
@@ -68,3 +71,44 @@ def kvm() -> None:
     """Skips where /dev/kvm cannot be used."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         cannot("there is no usable /dev/kvm")
+
+
+# --- how long the boots of each architecture took ------------------------------------------------------------
+def boot_architecture(item: pytest.Item) -> str | None:
+    """Whose kernels a test under tests/boot boots, by its fixture ``platform``; x86_64 without; None elsewhere."""
+    if BOOTS not in item.path.parents:
+        return None
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    platform = parameters.get("platform") or (getattr(item, "funcargs", None) or {}).get("platform")
+    return getattr(platform, "arch", "x86_64")
+
+
+def boot_durations(reports: Iterable[Any]) -> list[str]:
+    """A line for each architecture: the tests that ran, and their seconds with what they set up and took down."""
+    tests: dict[str, set[str]] = {}
+    seconds: dict[str, float] = {}
+    for report in reports:
+        architecture = getattr(report, "boots_on", None)
+        if architecture is not None:
+            seconds[architecture] = seconds.get(architecture, 0.0) + report.duration
+            if report.when == "call" and report.outcome != "skipped":
+                tests.setdefault(architecture, set()).add(report.nodeid)
+    return [
+        f"boots on {architecture}: {len(tests[architecture])} tests, {seconds[architecture]:.0f} s"
+        for architecture in sorted(tests)
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    report.boots_on = boot_architecture(
+        item
+    )  # goes with the report from where the test ran to where it is told
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = (report for category in terminalreporter.stats.values() for report in category)
+    for line in sorted(boot_durations(reports), reverse=True):
+        terminalreporter.write_line(line)
