@@ -156,7 +156,7 @@ def _folders(current: _Object, home: str) -> Iterator[tuple[str, str]]:
             one = one.needed_by
     yield from _expanded(current.elf.runpath, current)
     default = [each.format(triplet=_TRIPLETS.get(current.elf.machine, "none")) for each in _defaults(current)]
-    for folder in _configured():
+    for folder in _configured(_CONFIGURATION):
         # The guest has no ld.so.cache, so that only the loader's own directories are of use there.
         yield folder, folder if folder in default or not home else home
     for folder in (*default, *([home] if home else [])):
@@ -183,7 +183,7 @@ def _expanded(folders: tuple[str, ...], one: _Object) -> Iterator[tuple[str, str
             yield both[0], both[1]
 
 
-def _configured(path: str = _CONFIGURATION, depth: int = 0) -> list[str]:
+def _configured(path: str, depth: int = 0) -> list[str]:
     """The directories in /etc/ld.so.conf and the files it includes (ldconfig(8))."""
     found: list[str] = []
     try:

@@ -239,8 +239,8 @@ def _write(path: str, data: bytes) -> None:
             _write_all(1, data)
             return
         target = os.path.realpath(path)
-        if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
-            fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
             try:
                 if os.isatty(fd):
                     raise UsageError(

@@ -15,8 +15,10 @@ import pytest
 from conftest import ROOT, run_pyvmm
 from test_modules import put
 
+from pyvmm import programs
 from pyvmm.busybox import applets
 from pyvmm.cli import main
+from pyvmm.errors import UsageError
 from pyvmm.programs import requirements
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not here")
@@ -233,6 +235,61 @@ def test_a_library_that_is_missing_is_named(tmp_path: Path, program: Path) -> No
     assert not (tmp_path / "out").exists()
     assert "lib/liblow.so" in make("--file", f"{program}:/bin/p", "--file", f"{kept}:/lib/liblow.so").modes
     assert set(make("--file", f"{program}:/p", "--no-libs").modes) == {"p"}
+
+
+@needs_gcc
+def test_the_rpath_of_a_program_is_for_its_libraries_too(tmp_path: Path) -> None:
+    lib = tmp_path / "lib"
+    build("int low(void) { return 1; }", lib / "liblow.so", "-shared", "-fPIC")
+    build(
+        "int low(void); int mid(void) { return low(); }",
+        lib / "libmid.so",
+        "-shared",
+        "-fPIC",
+        f"-L{lib}",
+        "-llow",
+    )
+    source = "int mid(void); int main(void) { return mid(); }"
+    options = [f"-L{lib}", "-lmid", f"-Wl,-rpath-link,{lib}", f"-Wl,-rpath,{lib}"]
+    old = build(source, tmp_path / "old", *options, "-Wl,--disable-new-dtags")
+    assert f"{lib}/liblow.so" in requirements(str(old), "/old")
+    new = build(source, tmp_path / "new", *options, "-Wl,--enable-new-dtags")
+    with pytest.raises(UsageError, match=r"libmid\.so needs liblow\.so"):
+        requirements(str(new), "/new")
+
+
+@needs_gcc
+def test_libraries_for_another_machine_are_passed_over(program: Path, tmp_path: Path) -> None:
+    lib = program.parent.parent / "lib"
+    data = bytearray((lib / "libmid.so").read_bytes())
+    data[18:20] = b"\xb7\0"  # EM_AARCH64
+    build(
+        "int mid(void); int main(void) { return mid(); }", tmp_path / "p", f"-L{lib}", "-lmid",
+        f"-Wl,-rpath,{tmp_path}/other:{lib}", f"-Wl,-rpath-link,{lib}",
+    )  # fmt: skip
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "libmid.so").write_bytes(data)
+    found = requirements(str(tmp_path / "p"), "/p")
+    assert f"{lib}/libmid.so" in found
+    assert f"{tmp_path}/other/libmid.so" not in found
+
+
+@needs_gcc
+def test_a_library_by_ld_so_conf_goes_where_the_guest_finds_it(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more.conf").write_text(f"{program.parent.parent}/lib  # here\n")
+    (tmp_path / "ld.so.conf").write_text("include *.conf\n")
+    plain = build(
+        "int mid(void); int main(void) { return mid(); }", tmp_path / "p", f"-L{program.parent.parent}/lib", "-lmid",
+        f"-Wl,-rpath-link,{program.parent.parent}/lib",
+    )  # fmt: skip
+    with pytest.raises(UsageError):
+        requirements(str(plain), "/p")
+    monkeypatch.setattr(programs, "_CONFIGURATION", str(tmp_path / "ld.so.conf"))
+    found = requirements(str(plain), "/p")
+    loader = os.path.realpath(next(path for path in found if "ld-" in path))
+    assert f"{os.path.dirname(loader)}/libmid.so" in found
 
 
 @needs_gcc
