@@ -20,11 +20,16 @@ import sys
 from pyvmm import cache
 from pyvmm.errors import HostError, PyvmmError, UsageError
 from pyvmm.lab import foreign, packages
-from pyvmm.lab.platforms import platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+#: Debian's architectures whose kernels are no Image -> the name of the kernel's file.
+_IMAGES = {"amd64": "bzImage"}
+#: What a kernel's name here ends in, where it is not Debian's architecture.
+_SUFFIXES = {"amd64": ""}
 
 
 class Stock:
@@ -44,21 +49,22 @@ class Stock:
     @property
     def name(self) -> str:
         """What it is called here."""
-        parts = ("debian", self.series, "cloud" * self.cloud, self.architecture.replace("amd64", ""))
+        suffix = _SUFFIXES.get(self.architecture, self.architecture)
+        parts = ("debian", self.series, "cloud" * self.cloud, suffix)
         return "-".join(filter(None, parts))
 
     @property
     def image(self) -> str:
         """The name of its file."""
-        return "bzImage" if self.architecture == "amd64" else "Image"
+        return _IMAGES.get(self.architecture, "Image")
 
     @property
     def metas(self) -> tuple[str, ...]:
         """Packages that depend on the release's own kernel: the first one that apt knows counts."""
-        if self.architecture == "amd64" and self.cloud:
-            return platform("x86_64").kernels
-        plain = (f"linux-image-{self.architecture}", "linux-image-generic")
-        return (f"linux-image-cloud-{self.architecture}", *plain) if self.cloud else plain
+        plain, generic = f"linux-image-{self.architecture}", "linux-image-generic"
+        if not self.cloud:
+            return (plain, generic)
+        return (f"linux-image-cloud-{self.architecture}", plain, "linux-image-virtual", generic)
 
     def pattern(self, kind: str = "image") -> str:
         """A regular expression for the names of its packages."""
@@ -118,7 +124,7 @@ def fetch(name: str) -> str:
         found = find(name)
         if found is not None:
             return found
-        if stock.architecture == "amd64":
+        if stock.architecture == foreign.own_architecture() and not stock.releases:
             instead = packages.with_fresh_lists(lambda: _have_newest(stock, folder), _say)
         else:
             instead = _have_foreign(stock, folder)

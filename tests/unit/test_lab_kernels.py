@@ -67,6 +67,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         finally:
             known[:] = NAMES
 
+    monkeypatch.setattr(foreign, "own_architecture", lambda: "amd64")
     monkeypatch.setattr(foreign, "selected", selected)
     monkeypatch.setattr(foreign, "with_lists", lambda folder, action, report: action())
     monkeypatch.setattr(packages, "candidates", lambda names: [Package(name, "1", "0") for name in names])
