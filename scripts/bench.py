@@ -141,16 +141,19 @@ def kvmtool_boot(program: str, kernel: str, initrd: str, cmdline: str) -> list[s
 
 
 class Boots:
-    """Runs boots where KVM is real, here or in one lab session, each under the exit counter."""
+    """Runs boots of ``arch`` where KVM is real, here or in one lab session, each under the exit counter."""
 
-    def __init__(self, folder: Path, kernel: str, initrd: str, extra: list[str]) -> None:
+    def __init__(
+        self, folder: Path, kernel: str, initrd: str, extra: list[str], arch: str = "x86_64"
+    ) -> None:
         from pyvmm.lab import Lab
 
         hardware = json.loads(
             subprocess.run([PYVMM, "doctor", "--json"], capture_output=True, check=False).stdout
         )["kvm"]
         self.folder = folder
-        self.lab = None if hardware == "hardware" else Lab()
+        here = hardware == "hardware" and os.uname().machine == arch
+        self.lab = None if here else Lab(arch)
         self.carry = [kernel, initrd, str(ROOT / "scripts" / "count_exits.py"), *extra]
 
     def __enter__(self) -> Boots:
