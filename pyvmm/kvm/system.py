@@ -124,18 +124,23 @@ def _in_container() -> bool:
     return os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
 
 
+_HINT_MISSING = (
+    "load the module (modprobe kvm_intel or kvm_amd) and enable virtualisation in the firmware; "
+    "in a virtual machine, enable nested virtualisation on its host"
+)
+#: Where KVM is no module.
+_HINTS_MISSING = {
+    "aarch64": (
+        "on arm64 KVM is part of the kernel, which has to be started at EL2; in a virtual machine, enable nested "
+        "virtualisation on its host"
+    )
+}
+
+
 def _hint_missing() -> str:
     if _in_container():
         return "this is a container: start it with --device /dev/kvm, on a host that has it"
-    if os.uname().machine == "aarch64":
-        return (
-            "on arm64 KVM is part of the kernel, which has to be started at EL2; in a virtual machine, enable nested "
-            "virtualisation on its host"
-        )
-    return (
-        "load the module (modprobe kvm_intel or kvm_amd) and enable virtualisation in the firmware; "
-        "in a virtual machine, enable nested virtualisation on its host"
-    )
+    return _HINTS_MISSING.get(os.uname().machine, _HINT_MISSING)
 
 
 def _hint_group(path: str) -> str:
