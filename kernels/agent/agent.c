@@ -6,7 +6,7 @@
  *   agent [PORT]        the virtio port of that name (org.pyvmm.agent)
  *   agent --fd NUMBER   a socket that it inherits
  *
- * serve.c has the protocol.  It is freestanding: no C library, about 15 KiB, the same on every kernel.
+ * frames.c describes the protocol.  It is freestanding: no C library, about 15 KiB, the same on every kernel.
  */
 
 #include "agent.h"

@@ -26,7 +26,7 @@ void power_off(void) __attribute__((noreturn));
 /* Open the port of that name, waiting for its driver; a negative errno if there is none after some seconds. */
 long open_port(const char *name);
 
-/* serve.c: the protocol, until the channel ends (which one of a virtio port, reopens, never does) */
+/* serve.c: commands for the host, until the channel ends (which one of a virtio port, reopens, never does) */
 void serve(int channel, int is_port, char **environment);
 
 #endif

@@ -1,4 +1,4 @@
-"""The frames between host and agent; ``kernels/agent/serve.c`` describes them.
+"""The frames between host and agent; ``kernels/agent/frames.c`` describes them.
 
 What the guest sends is not trusted: a frame that is too long, or of an unknown type, ends the conversation.
 """
