@@ -96,7 +96,13 @@ def parser() -> Parser:
         metavar="TEXT",
         help='a device: "disk=FILE,overlay", "net=user", ...',
     )
-    add("-j", "--jobs", default="1", metavar="N", help="cases at a time (default: 1)")
+    add(
+        "-j",
+        "--jobs",
+        metavar="N",
+        help="cases at a time (default: 1; on a cluster, as many as it has threads)",
+    )
+    add("--cluster", metavar="tcp://HOST:PORT", help="run the cases on the workers of a Dask cluster")
     add("--timeout", metavar="SECONDS", help="of each case, whatever the file says (default: 120)")
     add("--retries", metavar="N", help="try a case that did not pass N times more, and say so")
     add("--fail-fast", action="store_true", help="start nothing more after a case that did not pass")
@@ -131,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         for case in matrix.cases:
             print(case.id + (f"  (skipped: {case.skip_reason})" if case.skip_reason else ""))
         return 0
-    jobs = max(1, _number(options.jobs, "-j"))
+    jobs = None if options.jobs is None else max(1, _number(options.jobs, "-j"))
     retries = None if options.retries is None else _number(options.retries, "--retries")
     written = {option: getattr(options, option) for option in outputs.REPORTS}
     outputs.check(written)
@@ -145,9 +151,16 @@ def main(arguments: Sequence[str]) -> int:
     return _exit_code(report)
 
 
-def _run(matrix: Matrix, jobs: int, retries: int | None, options: argparse.Namespace) -> RunReport:
+def _run(matrix: Matrix, jobs: int | None, retries: int | None, options: argparse.Namespace) -> RunReport:
     from pyvmm.testing import runner
     from pyvmm.testing.progress import progress
+
+    cluster = None
+    if options.cluster is not None:
+        from pyvmm.testing.cluster import Cluster
+
+        cluster = Cluster(options.cluster)
+        jobs = jobs or cluster.jobs
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in old:  # once: a second one is not to keep the reports from being written
@@ -161,8 +174,12 @@ def _run(matrix: Matrix, jobs: int, retries: int | None, options: argparse.Names
             old[each] = signal.signal(each, interrupt)
     report = None
     try:
-        report = runner.run(matrix, jobs=jobs, retries=retries, on_event=show, fail_fast=options.fail_fast)
+        report = runner.run(
+            matrix, cluster, jobs=jobs or 1, retries=retries, on_event=show, fail_fast=options.fail_fast
+        )
     finally:
+        if cluster is not None:
+            cluster.shutdown()
         show.finish(report)
         for number, handler in old.items():
             signal.signal(number, handler)
