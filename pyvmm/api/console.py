@@ -27,6 +27,8 @@ MOST_KEPT = 32 << 20
 #: Bytes before the end of what has been looked through that are looked through again when more comes: a match of a
 #: pattern that is longer than this may be missed when it comes in pieces.
 OVERLAP = 64 << 10
+#: Seconds for the rest of a line that ``fail_on`` matched so far as it has come: it says what happened.
+_LINE_SECONDS = 0.5
 #: Seconds between two looks at a guest's unread input, and bytes of it that may be waiting.
 _INPUT_PAUSE = 0.02
 _INPUT_PIECE = 4096
@@ -182,6 +184,7 @@ class Console:
         deadline = None if limit is None else time.monotonic() + limit
         with self._changed:
             start = self.forgotten + self._at
+            rest: float | None = None  # until when the rest of what must not come may come
             looked = start  # up to where it has been looked through, counted from the console's first byte
             while True:
                 seen = self.forgotten + len(self._data)
@@ -189,7 +192,15 @@ class Console:
                 found = _first([*wanted, *bad], self._data, begin)
                 looked = seen
                 if found is not None:
-                    return self._found(*found, begin, len(wanted))
+                    index, match = found
+                    cut = index >= len(wanted) and begin + match.end() == seen - self.forgotten
+                    if cut and not self._ended:
+                        now = time.monotonic()
+                        rest = now + _LINE_SECONDS if rest is None else rest
+                        if now < rest:
+                            self._changed.wait(rest - now)
+                            continue
+                    return self._found(index, match, begin, len(wanted))
                 if self._ended:
                     break
                 left = None if deadline is None else deadline - time.monotonic()

@@ -117,6 +117,28 @@ class TestConsole:
         waiter.join(20)
         assert found[0].after == b"needle12345!" and found[0].before == b"hay" * 1000
 
+    def test_a_line_that_is_not_all_there_yet(self) -> None:
+        """What must not come is told whole, though it comes in pieces; nobody waits for ever for the rest."""
+        for pieces, said in (
+            ([b"Kernel panic - not syn", b"cing", b": te", b"st", b"\n"], "not syncing: test"),
+            ([b"Kernel panic - not syncing: cut"], "not syncing: cut"),
+        ):
+            console = console_module.Console(lambda data: 0, lambda what: pyvmm.UnexpectedExit(what), None)
+
+            def feed(console=console, pieces=pieces) -> None:
+                for piece in pieces:
+                    console.feed(piece)
+                    time.sleep(0.05)
+
+            feeder = threading.Thread(target=feed)
+            feeder.start()
+            started = time.monotonic()
+            with pytest.raises(pyvmm.GuestPanic) as caught:
+                console.expect("login:", 20, fail_on=pyvmm.PANICS)
+            feeder.join()
+            assert caught.value.message.endswith(said)
+            assert time.monotonic() - started < 5
+
 
 class TestEnd:
     @pytest.mark.parametrize(
