@@ -131,7 +131,7 @@ def lkvm_boot(program: str, kernel: str, initrd: str) -> list[str]:
     """kvmtool, which has a 16550 and no PL011."""
     return [
         program, "run", "-k", kernel, "-i", initrd, "-m", "512", "-c", "1", "--irqchip", "gicv3",
-        "--console", "serial", "-p", "console=ttyS0 quiet",
+        "--network", "mode=none", "--console", "serial", "-p", "console=ttyS0 quiet",
     ]  # fmt: skip
 
 
