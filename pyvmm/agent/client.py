@@ -289,10 +289,13 @@ class AgentClient:
         try:
             for type, id, payload in self._decoder.feed(data):
                 self._take(type, id, payload)
-        except (ProtocolError, struct.error, ValueError) as error:
+        except (ProtocolError, struct.error, ValueError, OverflowError) as error:
             if not isinstance(error, ProtocolError):
                 error = ProtocolError(f"the guest's agent sent nonsense: {error}", "is it pyvmm's agent?")
             self.lost(error)
+        except Exception as error:  # of who takes the output: nobody may wait for what does not come
+            self.lost(error)
+            raise
 
     def lost(self, error: Exception) -> None:
         """There is no agent any more: everything that waits raises ``error``, and so does everything from now on."""
@@ -320,11 +323,11 @@ class AgentClient:
             command._started(*struct.unpack("<I", payload))
         elif type is Type.EXITED:
             (status,) = struct.unpack("<i", payload)
-            del self._commands[id]
             command._end(max(-64, min(status, 255)))
+            self._commands.pop(id, None)
         elif type is Type.FAILED:
-            del self._commands[id]
             command._failed(*struct.unpack("<II", payload))
+            self._commands.pop(id, None)  # last: what goes wrong before is told to it by lost()
 
     def _ready(self, payload: bytes) -> None:
         version, pid = struct.unpack_from("<II", payload)

@@ -320,7 +320,7 @@ class Machine(Inspection):
 
         ``pty``: rows and columns of a terminal for it; then all its output is in stdout.  ``on_stdout`` and
         ``on_stderr`` are called with what comes, in a thread of the machine's, and must not wait; without them it is
-        collected.
+        collected.  ``timeout``: seconds until the guest executes it, or TimeoutError.
         """
         return self._begin(
             Command(arguments_of(command)),
@@ -329,6 +329,7 @@ class Machine(Inspection):
             pty=pty,
             on_stdout=on_stdout,
             on_stderr=on_stderr,
+            timeout=timeout,
         )
 
     def _begin(

@@ -221,7 +221,7 @@ class _Run:
             return EXIT_SIGNAL + signal.SIGPIPE
         code = guest_exit_code(status if status >= 0 else EXIT_SIGNAL - status)
         if status < 0:
-            say(f"pyvmm: the command was ended by {signal.Signals(-status).name} (exit code {code})")
+            say(f"pyvmm: the command was ended by {_signal_name(-status)} (exit code {code})")
         elif code == EXIT_COLLISION != status:
             say(
                 f"pyvmm: the command ended with {status} (given as {code}: from 120 on the codes are pyvmm's own)"
@@ -281,6 +281,13 @@ class _Run:
         if end is not None:
             result["exits"] = end.exits
         result_file.write(self._options.result, result)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time ones have none
+        return f"signal {number}"
 
 
 def _beneath(path: str, folders: Sequence[str]) -> bool:

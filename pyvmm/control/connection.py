@@ -71,8 +71,11 @@ class Connection:
 
     @property
     def takes_lines(self) -> bool:
-        """Whether its next line may be handled now."""
-        return self.open and self.ready_lines and len(self.output) < OUTPUT_PAUSES
+        """Whether its next line may be handled now.
+
+        An owner's always: it may be sending, and take nothing before that is done.
+        """
+        return self.open and self.ready_lines and (self.owner or len(self.output) < OUTPUT_PAUSES)
 
     @property
     def pending(self) -> int:

@@ -148,7 +148,8 @@ class TestExitCodes:
         ("status", "code", "said"),
         [(0, 0, ""), (1, 1, ""), (118, 118, ""), (119, 119, ""), (126, 126, ""), (127, 127, ""),
          (120, 119, "ended with 120 (given as 119"), (125, 119, "ended with 125"), (255, 119, "ended with 255"),
-         (-15, 119, "ended by SIGTERM (exit code 119)"), (-9, 119, "ended by SIGKILL")],
+         (-15, 119, "ended by SIGTERM (exit code 119)"), (-9, 119, "ended by SIGKILL"),
+         (-40, 119, "ended by signal 40")],
     )  # fmt: skip
     def test_of_a_command(self, run, status: int, code: int, said: str) -> None:
         found, out, error = run(status=status, output=(b"out\xff", b"err"))

@@ -1,0 +1,88 @@
+"""A guest that wants to hurt who runs it: what it says ends no thread, holds nobody up, and reaches no terminal."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from pyvmm import Machine
+from pyvmm.agent import AgentClient, RunningCommand
+from pyvmm.agent.protocol import Type, frame
+from pyvmm.control.connection import OUTPUT_PAUSES, Connection
+from pyvmm.errors import GuestError
+
+
+class Client(AgentClient):
+    """A client that is ready, and whose guest is this test."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda data: None)
+        self.feed(frame(Type.READY, 0, struct.pack("<II", 1, 1) + b"6.18\0x86_64\0"))
+
+    def begin(self, on_stdout=lambda data: None) -> RunningCommand:
+        """A command that the guest says it has started."""
+        begun: list[RunningCommand] = []
+
+        def start() -> None:
+            begun.append(self.start(["true"], on_stdout=on_stdout, on_stderr=on_stdout, timeout=5))
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        while thread.is_alive():
+            self.feed(frame(Type.STARTED, 1, struct.pack("<I", 7)))
+            thread.join(0.01)
+        return begun[0]
+
+
+@pytest.mark.parametrize("errno", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("what", [0, 2, 0xFFFFFFFF])
+def test_a_failure_with_any_number_ends_the_wait(errno: int, what: int) -> None:
+    client = Client()
+    command = client.begin()
+    client.feed(frame(Type.FAILED, 1, struct.pack("<II", errno, what)))
+    with pytest.raises(GuestError):
+        command.wait(5)
+
+
+@pytest.mark.parametrize("kind", [Type.EXITED, Type.FAILED, Type.MORE_STDIN, Type.STARTED])
+def test_a_frame_of_a_wrong_size_ends_the_wait(kind: Type) -> None:
+    client = Client()
+    command = client.begin()
+    client.feed(frame(kind, 1, b"123"))
+    with pytest.raises(GuestError):
+        command.wait(5)
+
+
+def test_an_error_in_who_takes_the_output_ends_the_wait() -> None:
+    def broken(data: bytes) -> None:
+        raise RuntimeError("no more")
+
+    client = Client()
+    command = client.begin(broken)
+    with pytest.raises(RuntimeError):
+        client.feed(frame(Type.STDOUT, 1, b"x"))
+    with pytest.raises(RuntimeError):
+        command.wait(5)
+
+
+def test_an_owner_that_does_not_take_its_answers_is_heard_nevertheless() -> None:
+    """It may be busy with sending, and take nothing before that is done: if neither side read, both would wait."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for owner in (True, False):
+            connection = Connection(ours, owner=owner)
+            connection.output += b"x" * OUTPUT_PAUSES
+            connection.input += b"{}\n"
+            assert connection.takes_lines is owner
+
+
+def test_a_command_that_is_never_started_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "_ready_agent", lambda self: Client())
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Machine.popen(Machine.__new__(Machine), ["true"], timeout=0.1)
+    assert time.monotonic() - begun < 5
