@@ -16,20 +16,31 @@ from pyvmm.ktap.result import BAD, Status, Test, overall
 
 #: Lines of diagnostics kept for a test: so many of the first, and as many of the last.
 KEPT_LINES = 1000
-#: Missing tests that are listed one by one; of more, only their number is said.
+#: Missing tests of a log that are listed one by one; of more, only their number is said.
 LISTED_MISSING = 1000
 
 #: What the kselftest runner and its harness say when a test begins.
-_BEGINS = re.compile(r"(?P<runner>selftests: \S.*?)\s*$|\s*RUN\s+(?P<harness>\S.*?)(?: \.\.\.)?\s*$")
+_BEGINS = re.compile(r"(?P<runner>selftests: \S.*)$|\s*RUN\s+(?P<harness>\S.*)$")
 
 Note = Callable[[str], None]
+
+
+class Budget:
+    """What may still be made of a log: ``missing`` tests; a plan is a short line and may claim any number."""
+
+    __slots__ = ("missing",)
+
+    def __init__(self) -> None:
+        self.missing = LISTED_MISSING
 
 
 class Document:
     """A document at ``column``; ``tests`` in the order of the log."""
 
     __slots__ = (
+        "_budget",
         "_dropped",
+        "_last_number",
         "announced",
         "bail_out",
         "column",
@@ -41,7 +52,9 @@ class Document:
         "tests",
     )
 
-    def __init__(self, column: int, hashed: bool, announced: bool) -> None:
+    def __init__(self, column: int, hashed: bool, announced: bool, budget: Budget) -> None:
+        self._budget = budget
+        self._last_number: int | None = None  # that the log has
         self.column = column
         self.hashed = hashed  # nested by "# "
         self.announced = announced  # it began with a version line or a plan
@@ -84,8 +97,10 @@ class Document:
         expected = self._next_number()
         if line.number is None:
             note(f"result without a number: {line.text.strip()!r}")
-        elif line.number != expected:
-            note(f"test number {line.number} where {expected} was the next")
+        else:
+            if line.number != expected:
+                note(f"test number {line.number} where {expected} was the next")
+            self._last_number = line.number
         if self.plan is not None and len(self.tests) == self.plan:
             note(f"more results than the plan of {self.plan} has")
         if self.ended:
@@ -125,10 +140,7 @@ class Document:
         _judge(test, own, note)
 
     def _next_number(self) -> int:
-        for test in reversed(self.tests):
-            if test.number is not None:
-                return test.number + 1
-        return len(self.tests) + 1
+        return (len(self.tests) if self._last_number is None else self._last_number) + 1
 
     def _add_missing(self, note: Note, stopped: bool) -> None:
         seen = {test.number for test in self.tests if test.number is not None}
@@ -138,9 +150,11 @@ class Document:
         count = expected - len(self.tests)
         if count <= 0 or (self.plan is None and count > LISTED_MISSING):
             return
+        listed = min(count, max(1, self._budget.missing))
+        self._budget.missing -= listed
         numbers: list[int] = []
         number = 0
-        while len(numbers) < min(count, LISTED_MISSING):
+        while len(numbers) < listed:
             number += 1
             if number not in seen:
                 numbers.append(number)
@@ -204,9 +218,9 @@ def _judge(test: Test, documents: Sequence[Document], note: Note) -> None:
 def _begun(lines: Sequence[str]) -> str:
     """The name of the test that ``lines`` say has begun; "" if they do not."""
     for line in reversed(lines):
-        match = _BEGINS.match(line)
+        match = _BEGINS.match(line.rstrip())
         if match:
-            return match["runner"] or match["harness"]
+            return match["runner"] or match["harness"].removesuffix(" ...")
     return ""
 
 

@@ -7,7 +7,7 @@ hold documents; what is no KTAP in either is a remark on the test that runs.
 
 from __future__ import annotations
 
-from pyvmm.ktap.document import Document
+from pyvmm.ktap.document import Budget, Document
 from pyvmm.ktap.lines import Line, classify, split
 from pyvmm.ktap.result import Ktap, Test
 
@@ -15,6 +15,8 @@ from pyvmm.ktap.result import Ktap, Test
 DEEPEST = 32
 #: Errors that are listed.
 LISTED_ERRORS = 200
+#: Lines of KTAP that are read, each of which costs some hundred bytes of memory; a log with more of them has failed.
+MOST_LINES = 200_000
 
 KNOWN_VERSIONS = ("KTAP version 1", "TAP version 12", "TAP version 13", "TAP version 14")
 
@@ -38,7 +40,9 @@ class _Parser:
         self.roots: list[Document] = []
         self.errors: list[str] = []
         self.number = 0  # of the line
+        self.budget = Budget()
         self._unlisted = 0
+        self._taken = 0  # lines that are KTAP
         self.program = _Stream(self)
         self.kernel = _Stream(self)
 
@@ -50,9 +54,12 @@ class _Parser:
 
     def line(self, text: str) -> None:
         self.number += 1
+        if self._taken > MOST_LINES:
+            return
         for line in classify(text):
             own, other = (self.kernel, self.program) if line.kernel else (self.program, self.kernel)
             if own.take(line):
+                self._taken += 1
                 continue
             if not own.remark(line) and line.text.strip():
                 other.remark(line, foreign=True)
@@ -65,6 +72,8 @@ class _Parser:
         for root in self.roots:
             tests += root.tests
             bail_out = root.bail_out if bail_out is None else bail_out
+        if self._taken > MOST_LINES and bail_out is None:
+            bail_out = f"more than {MOST_LINES} lines of results, which are not read"
         plans = [root.plan for root in self.roots]
         plan = None if None in plans or not plans else sum(plan for plan in plans if plan is not None)
         if self._unlisted:
@@ -244,7 +253,7 @@ class _Stream:
     def _open(self, line: Line) -> bool:
         if len(self.stack) >= DEEPEST:
             return False
-        document = Document(line.column, line.hashed, line.kind in ("version", "plan"))
+        document = Document(line.column, line.hashed, line.kind in ("version", "plan"), self._parser.budget)
         if not self.stack:
             self._parser.roots.append(document)
         self.stack.append(document)

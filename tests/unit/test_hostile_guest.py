@@ -14,6 +14,9 @@ from pyvmm.agent import AgentClient, RunningCommand
 from pyvmm.agent.protocol import Type, frame
 from pyvmm.control.connection import OUTPUT_PAUSES, Connection
 from pyvmm.errors import GuestError
+from pyvmm.ktap import parse
+from pyvmm.ktap.parser import MOST_LINES
+from pyvmm.testing.reports.text import visible
 
 
 class Client(AgentClient):
@@ -85,4 +88,33 @@ def test_a_command_that_is_never_started_is_not_waited_for(monkeypatch: pytest.M
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
         Machine.popen(Machine.__new__(Machine), ["true"], timeout=0.1)
+    assert time.monotonic() - begun < 5
+
+
+def test_plans_of_many_suites_do_not_multiply() -> None:
+    found = parse("KTAP version 1\n" + "  KTAP version 1\n  1..9999\nok 1\n" * 500)
+    assert found.status == "fail"
+    assert all(test.bad for test in found.tests)
+    assert sum(len(test.children) for test in found.tests) < 2500
+
+
+def test_results_without_end_are_no_success() -> None:
+    found = parse("KTAP version 1\n1..9\n" + "ok\n" * (MOST_LINES + 5) + "not ok 9\n")
+    assert found.status == "fail"
+    assert len(found.tests) <= MOST_LINES + 1
+
+
+@pytest.mark.parametrize(
+    "line", ["selftests: x" + " " * 100_000 + "x", "RUN" + " " * 100_000 + "x" + " " * 100_000 + "x"]
+)
+def test_a_line_of_blanks_takes_no_time(line: str) -> None:
+    begun = time.monotonic()
+    parse(f"KTAP version 1\n1..2\n# {line}\n  ok 1\n# {line}\n")
+    assert time.monotonic() - begun < 5
+
+
+def test_line_ends_without_number_take_no_time() -> None:
+    begun = time.monotonic()
+    assert visible("a\r\r\nb\n\r\rc\r") == "a\nb\nc\u240d"
+    assert len(visible("\n" + "x" + "\r" * 300_000 + "x")) == 300_003
     assert time.monotonic() - begun < 5
