@@ -298,7 +298,7 @@ def _set_top(axes: Axes, options: argparse.Namespace) -> None:
 
 def _number(text: str, option: str) -> int:
     if not text.isdecimal() or len(text) > 9:
-        raise UsageError(f"{option} {text}: not a number", f"give {option} a whole number")
+        raise UsageError(f"{option} {text}: not a whole number", f"give {option} one that is not negative")
     return int(text)
 
 

@@ -80,7 +80,7 @@ class _Case:
         try:
             self._run()
         except (PyvmmError, LoaderError) as error:
-            self._say("error", EXIT_ERROR, getattr(error, "message", str(error)))
+            self._say("error", EXIT_ERROR, getattr(error, "message", str(error)), getattr(error, "hint", ""))
             found.outcome = Outcome.ERROR.value
         except Exception as error:  # a bug of ours is no verdict about the kernel
             self._say("error", EXIT_ERROR, f"internal error: {type(error).__name__}: {error}")

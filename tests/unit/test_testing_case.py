@@ -296,6 +296,10 @@ class TestErrors:
         assert verdict(found) == ("error", 125)
         assert str(error) in found.reason
 
+    def test_what_to_do_about_it_is_said_too(self, case):
+        found = case(FakeMachine(start=HostError("no KVM", "add --lab")))
+        assert found.reason == "no KVM; add --lab"
+
     def test_a_kernel_that_is_not_there(self, tmp_path):
         found = run_case(CaseSpec("k", "m", "c", str(tmp_path / "gone")))
         assert verdict(found) == ("error", 125)

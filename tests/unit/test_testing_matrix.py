@@ -233,7 +233,7 @@ class TestCommandLine:
             (("--case", "boot"), "there is no case 'boot'; perhaps you mean 'boots'"),
             (("--kernel", "bzimage"), "there is no kernel 'bzimage'; perhaps you mean 'bzImage'"),
             (("-k", "nowhere"), "no case has 'nowhere' in its name"),
-            (("--status", "x", "--expect", "y"), "--status x: not a number"),
+            (("--status", "x", "--expect", "y"), "--status x: not a whole number"),
             (("--timeout", "-1"), "--timeout -1: not a number of seconds"),
             (("--memory", "lots"), "'lots' is not a size"),
             (("other.toml",), "there are two test files"),
