@@ -62,7 +62,12 @@ class GuestError(PyvmmError):
         self.log = log
 
     def __str__(self) -> str:
-        """The message, the hint, the console's last lines and where all of them are: what a test report shows."""
+        """The message, the hint, the console's last lines and where all of them are: what a test report shows.
+
+        Nothing that a terminal would obey is left of what the guest said.
+        """
+        from pyvmm.text import printable_lines
+
         parts = [self.message]
         if self.hint:
             parts.append(f"hint: {self.hint}")
@@ -71,7 +76,7 @@ class GuestError(PyvmmError):
             parts.append("the console's last lines:\n" + "\n".join(f"    {line}" for line in lines))
         if self.log:
             parts.append(f"the whole console: {self.log}")
-        return "\n".join(parts)
+        return printable_lines("\n".join(parts))
 
 
 #: Lines of console that the text of a GuestError shows.

@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def printable_lines(text: str) -> str:
+    """``text`` as :func:`printable` makes it, but for its line ends and tabs, which stay."""
+    return "\n".join("\t".join(map(printable, line.rstrip("\r").split("\t"))) for line in text.split("\n"))
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """That one of ``known`` which resembles ``name`` most; "" if none does to the degree of ``cutoff`` (0 to 1)."""
     from difflib import get_close_matches

@@ -15,6 +15,7 @@ import pytest
 from pyvmm.api.machine import Machine
 from pyvmm.errors import KvmMissing, KvmPermission, PyvmmError
 from pyvmm.pytest_plugin.marker import CALL_KEYWORDS, KEYWORDS, check, listed, settings
+from pyvmm.text import printable_lines
 
 if TYPE_CHECKING:
     from pyvmm.ktap import Ktap
@@ -160,7 +161,7 @@ class Machines:
             hint = (
                 "hint: what is no failure is allowed with @pytest.mark.vm(allow_splat=['regular expression'])"
             )
-            pytest.fail("\n".join([*texts, hint]), pytrace=False)
+            pytest.fail(printable_lines("\n".join([*texts, hint])), pytrace=False)
 
     def close(self) -> None:
         """End the machines; then a test that has passed fails by splats that came after it."""

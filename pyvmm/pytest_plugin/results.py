@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pyvmm.text import printable_lines
+
 if TYPE_CHECKING:
     from pyvmm.ktap import Ktap, Test
 
@@ -26,18 +28,19 @@ def report(found: Ktap, request: pytest.FixtureRequest) -> None:
     subtests = _subtests(request)
     bad = []
     for titles, test in tests:
-        name = ": ".join(titles)
+        name = printable_lines(": ".join(titles))
         if test.bad:
             bad.append(_why(name, test) if subtests is None else name)
         if subtests is not None:
             with subtests.test(msg=name):
                 _verdict(name, test)
     if found.bail_out is not None:
-        pytest.fail(f"the tests bailed out: {found.bail_out}", pytrace=False)
+        pytest.fail(f"the tests bailed out: {printable_lines(found.bail_out)}", pytrace=False)
     if bad:
         pytest.fail("\n".join([f"{len(bad)} of {len(tests)} tests failed:", *bad]), pytrace=False)
     if found.status == "fail":
-        pytest.fail("\n".join(["the test results are not whole", *found.errors]), pytrace=False)
+        errors = map(printable_lines, found.errors)
+        pytest.fail("\n".join(["the test results are not whole", *errors]), pytrace=False)
     if found.status == "skip":
         pytest.skip(f"all {len(tests)} tests were skipped")
 
@@ -56,9 +59,9 @@ def _verdict(name: str, test: Test) -> None:
     if test.bad:
         pytest.fail(_why(name, test), pytrace=False)
     if test.status == "skip":
-        pytest.skip(test.reason or "skipped")
+        pytest.skip(printable_lines(test.reason) or "skipped")
     if test.status == "todo":
-        pytest.xfail(test.reason or "expected to fail")
+        pytest.xfail(printable_lines(test.reason) or "expected to fail")
 
 
 def _why(name: str, test: Test) -> str:
@@ -66,7 +69,8 @@ def _why(name: str, test: Test) -> str:
     words = {"fail": "failed", "missing": "has no result", "crashed": "did not end"}[test.status]
     reason = " ".join(part for part in (test.directive, test.reason) if part)
     lines = [f"{name} {words}{f': {reason}' if reason else ''}"]
-    return "\n".join([*lines, *(f"    {line}" for line in test.diagnostics[-_DIAGNOSTICS:])])
+    lines += (f"    {line}" for line in test.diagnostics[-_DIAGNOSTICS:])
+    return printable_lines("\n".join(lines))
 
 
 def _subtests(request: pytest.FixtureRequest) -> Any:

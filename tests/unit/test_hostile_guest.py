@@ -16,6 +16,7 @@ from pyvmm.control.connection import OUTPUT_PAUSES, Connection
 from pyvmm.errors import GuestError
 from pyvmm.ktap import parse
 from pyvmm.ktap.parser import MOST_LINES
+from pyvmm.pytest_plugin.results import report
 from pyvmm.testing.reports.text import visible
 
 
@@ -118,3 +119,35 @@ def test_line_ends_without_number_take_no_time() -> None:
     assert visible("a\r\r\nb\n\r\rc\r") == "a\nb\nc\u240d"
     assert len(visible("\n" + "x" + "\r" * 300_000 + "x")) == 300_003
     assert time.monotonic() - begun < 5
+
+
+#: What a terminal obeys: clear it, set its title, reset it, and the first again as one character of C1.
+ORDERS = "\x1b[2J\x1b]0;title\x07\x1bc\x9b2J\x1b\x1b[m[2J"
+
+
+def obeyed(text: str) -> str:
+    return "".join(c for c in text if not c.isprintable() and c not in "\n\t")
+
+
+def test_errors_give_a_terminal_no_orders() -> None:
+    error = GuestError(f"it said {ORDERS}", f"why: {ORDERS}", console_tail=f"a\tb {ORDERS}\r\nlast\r\n")
+    assert obeyed(str(error)) == ""
+    assert "    a\tb " in str(error) and str(error).endswith("\n    last")
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        f"1..1\n# {ORDERS}\nnot ok 1 {ORDERS}\n",
+        f"1..1\nBail out! {ORDERS}\n",
+        f"1..2\nok 1 # SKIP {ORDERS}\nok 2 {ORDERS} # SKIP {ORDERS}",
+    ],
+)
+def test_test_results_give_a_terminal_no_orders(log: str) -> None:
+    class Request:
+        def getfixturevalue(self, name: str) -> None:
+            return None
+
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as caught:
+        report(parse(log), Request())  # type: ignore[arg-type]
+    assert obeyed(str(caught.value)) == ""
