@@ -28,18 +28,22 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors and whose options cannot be abbreviated.
 
     ``others`` are options that it has too, but was not told of: the nearest to a misspelt one may be among them.
+    ``advice`` is added to the hint about an option that it does not have.
     """
 
     others: tuple[str, ...] = ()
+    advice = ""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_formatter)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's message, and the option that is meant if one is near."""
+        hint = f"{self.prog} --help lists the options"
         if message.startswith("unrecognized arguments: -"):
+            hint += self.advice
             word = message.split()[2].partition("=")[0]
             near = nearest(word, (*self._option_string_actions, *self.others), 0.7)
             if near and near != word:
                 message += f"; perhaps you mean {near}"
-        raise UsageError(message, f"{self.prog} --help lists the options")
+        raise UsageError(message, hint)

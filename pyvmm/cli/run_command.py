@@ -50,6 +50,7 @@ def parser() -> Parser:
         "Run a command, as root, under the given kernel: on this host's own files, read-only with changes kept in the "
         "guest's memory, unless another root is given. Without a command, a shell. Exit status: the command's.",
     )
+    parser.advice = "; those of the command come after --"
     add = parser.add_argument
     add(
         "command",
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str]) -> int:
 
     options = parser().parse_args(list(arguments))
     options.kernel = find_image(options.kernel)
+    _check(options)
     if options.result is not None:
         from pyvmm.cli import result_file
 
@@ -300,6 +302,19 @@ def _show(data: bytes) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.buffer.write(data)
         sys.stderr.buffer.flush()
+
+
+def _check(options: argparse.Namespace) -> None:
+    """UsageError, before anything is booted, for a pattern or a device that is none."""
+    if options.allow_splat:
+        from pyvmm.splats import SplatWatcher
+
+        SplatWatcher(options.allow_splat)
+    if options.device:
+        from pyvmm.testing import machines
+
+        for text in options.device:
+            machines.device(text, os.getcwd())
 
 
 def _command(options: argparse.Namespace, interactive: bool) -> str | list[str]:

@@ -273,8 +273,10 @@ class TestArguments:
         ("options", "said"),
         [(["--root", "/no/such"], "the root /no/such"), (["--root", ""], "empty"),
          (["--env", "=x"], "there is no name"), (["--env", "PYVMM_NOT_SET"], "no such variable"),
-         (["--cpus", "many"], "--cpus"),
-         (["--nonsense"], "nonsense"), (["--result", "/no/such/r.json"], "/no/such"), (["-k", "/tmp"], "/tmp")],
+         (["--cpus", "many"], "--cpus"), (["--allow-splat", "("], "no regular expression"),
+         (["--device", "disc=x"], "perhaps you mean 'disk'"),
+         (["--nonsense"], "nonsense"), (["ls", "-l"], "come after --"),
+         (["--result", "/no/such/r.json"], "/no/such"), (["-k", "/tmp"], "/tmp")],
     )  # fmt: skip
     def test_refusals(self, run, options: list[str], said: str) -> None:
         code, out, error = run(*options)
