@@ -20,6 +20,8 @@ from pyvmm.errors import UsageError
 #: Of a line, so much is looked at (bytes); of a splat, so many lines are kept.
 LONGEST_LINE = 4096
 MOST_LINES = 200
+#: Of those of one console that matter, and of those that are allowed, so many are kept each.
+MOST_SPLATS = 50
 #: A silence that ends a splat whose end has no mark: seconds between two time stamps.
 SILENCE = 5.0
 #: Bytes that are looked through at a time for a sign of a splat.
@@ -152,6 +154,17 @@ def find(text: bytes, allow: Sequence[str | re.Pattern[str]] = ()) -> list[Splat
     """All splats in ``text``, a console's log; those that ``allow`` matches too, marked so.  See SplatWatcher."""
     watcher = SplatWatcher(allow)
     return watcher.feed(text) + watcher.end()
+
+
+def first(found: Iterable[Splat]) -> list[Splat]:
+    """The first :data:`MOST_SPLATS` of ``found`` that are allowed, and as many that are not, in their order."""
+    left = {True: MOST_SPLATS, False: MOST_SPLATS}
+    kept = []
+    for splat in found:
+        if left[splat.allowed]:
+            left[splat.allowed] -= 1
+            kept.append(splat)
+    return kept
 
 
 class SplatWatcher:

@@ -73,6 +73,8 @@ class Console:
     ) -> None:
         self.timeout: float | None = 60.0
         self.forgotten = 0  # bytes at the start that are not kept any more
+        #: Is given what is not kept any more, in the machine's thread.
+        self.on_forget: Callable[[bytes], object] | None = None
         self._type = type_
         self._failure = failure
         self._log_path = log
@@ -102,6 +104,8 @@ class Console:
             self._data += data
             if len(self._data) > MOST_KEPT:
                 gone = len(self._data) - MOST_KEPT // 2
+                if self.on_forget is not None:
+                    self.on_forget(bytes(self._data[:gone]))
                 del self._data[:gone]
                 self.forgotten += gone
                 self._at = max(0, self._at - gone)

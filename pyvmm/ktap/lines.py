@@ -60,9 +60,13 @@ class Line(NamedTuple):
 
 def split(text: str) -> Iterator[str]:
     """The lines of ``text`` without what ends them, and without what a terminal would obey."""
-    for line in text.split("\n"):
-        line = line.strip("\r")
+    start = 0
+    while start <= len(text):  # not all of them at once, each of which is an object
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        line = text[start:end].strip("\r")
         yield _ESCAPE.sub("", line) if "\x1b" in line else line
+        start = end + 1
 
 
 def classify(text: str) -> list[Line]:

@@ -31,8 +31,10 @@ from pyvmm.testing.result import EXIT_FAILED, CaseResult, Status
 from pyvmm.text import printable
 
 if TYPE_CHECKING:
+    from pyvmm.api.console import Console
     from pyvmm.api.machine import Machine
     from pyvmm.ktap import Ktap
+    from pyvmm.splats import Splat, SplatWatcher
 
 #: Bytes of console, standard output and standard error in a result.
 KEPT = 64 << 10
@@ -67,6 +69,8 @@ class _Case:
         self._is_ready = False
         self._stdout = self._stderr = b""
         self._complaint: GuestError | None = None
+        self._watcher: SplatWatcher | None = None
+        self._splats: list[Splat] = []
         self._found = CaseResult(
             spec.id, spec.kernel, spec.machine, spec.case, "error", started=time.time(), attempts=spec.attempt,
             worker=f"{socket.gethostname()}/{os.getpid()}",
@@ -97,6 +101,7 @@ class _Case:
         self._note("start")
         vm = self._factory(spec, log)
         with vm:
+            vm.console.on_forget = self._look
             self._note("the guest runs")
             self._deadline = time.monotonic() + spec.timeout
             try:
@@ -111,10 +116,10 @@ class _Case:
             try:
                 end = vm.wait(_END_SECONDS)
             except GuestError as error:  # its process went away, or hangs
-                self._keep(console.log, console.forgotten)
+                self._keep(console)
                 raise PyvmmError(error.message, error.hint) from None
             self._note(f"ended: {end.outcome}")
-            self._keep(console.log, console.forgotten)
+            self._keep(console)
             self._found.exits = {key: end.exits[key] for key in ("total", "by_device") if key in end.exits}
             self._found.guest_status = end.status if self._status is None else self._status
             if end.outcome == Outcome.EXPECTED:
@@ -159,18 +164,27 @@ class _Case:
     def _note(self, event: str) -> None:
         self._found.timeline.append((round(time.monotonic() - self._begun, 4), event))
 
-    def _keep(self, console: bytes, forgotten: int) -> None:
+    def _look(self, printed: bytes) -> None:
+        """Look for splats in what the console is about to forget, or has kept; in order, nothing twice."""
+        from pyvmm.splats import SplatWatcher, first
+
+        if self._watcher is None:
+            self._watcher = SplatWatcher(self.spec.allow_splat)
+        self._splats = first([*self._splats, *self._watcher.feed(printed)])
+
+    def _keep(self, console: Console) -> None:
         """Put what was printed into the result: the end of it, and the splats of all of it."""
-        from pyvmm.splats import find
+        from pyvmm.splats import first
 
         found = self._found
-        cut = max(0, len(console) - KEPT)
-        found.console = console[cut:].decode("utf-8", "replace")
+        console.on_forget = None
+        log = console.log
+        found.console = log[-KEPT:].decode("utf-8", "replace")
         found.stdout = self._stdout[-KEPT:].decode("utf-8", "replace")
         found.stderr = self._stderr[-KEPT:].decode("utf-8", "replace")
-        found.splats = [each.as_dict() for each in find(console, self.spec.allow_splat)]
-        for splat in found.splats:
-            splat["offset"] += forgotten
+        self._look(log)
+        assert self._watcher is not None
+        found.splats = [each.as_dict() for each in first([*self._splats, *self._watcher.end()])]
 
     # -- what is thought of it ----------------------------------------------------------------------------------
 
@@ -205,6 +219,10 @@ class _Case:
             if tests.status in ("fail", "empty"):
                 code = guest_exit_code(max(self._status or 0, 0)) or EXIT_FAILED
                 return self._say("fail", code, _bad(tests))
+            if spec.command is None and vm.console.forgotten:
+                return self._say(
+                    "error", EXIT_ERROR, "the console is too long to be read for its test results"
+                )
             skipped = "all its tests were skipped" if tests.status == "skip" else ""
         if self._complaint is not None and spec.command is not None and self._status is None:
             # An agent that gave up, for want of a driver say, is no verdict on the kernel.

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pyvmm.api.console import Console
 from pyvmm.arch import DEFAULT_CMDLINE
 from pyvmm.errors import CommandTimeout, ExpectTimeout, HostError, ImageError, UnexpectedExit
+from pyvmm.splats import MOST_SPLATS
 from pyvmm.testing import factory
 from pyvmm.testing.case import CaseSpec
 from pyvmm.testing.run_case import KEPT, run_case
@@ -161,6 +163,46 @@ class TestEnds:
             ("timeout", 124),
             "the console did not show 'root' within 120 s",
         )
+
+
+class TestLongConsoles:
+    """Consoles of which the first part is not kept."""
+
+    @staticmethod
+    def machine(*pieces, outcome="shutdown"):
+        vm = FakeMachine(outcome=outcome)
+        vm.console = Console(lambda data: 0, UnexpectedExit, None)
+        wait = vm.wait
+
+        def print_and_wait(timeout=None):
+            while pieces:
+                vm.console.feed(pieces[0])
+                del pieces[0]
+            vm.console.end()
+            return wait(timeout)
+
+        pieces = list(pieces)
+        vm.wait = print_and_wait
+        return vm
+
+    def test_a_splat_in_it_is_found(self, case):
+        before = b"x" * 99 + b"\n"
+        found = case(self.machine(before + WARNING, *[b"y" * (8 << 20) + b"\n"] * 9))
+        assert verdict(found) == ("fail", 120)
+        assert found.splats[0]["offset"] == len(before)
+
+    def test_test_results_are_not_judged_by_a_part(self, case):
+        found = case(
+            self.machine(b"KTAP version 1\n1..1\nnot ok 1 a\n", b"y" * (40 << 20), b"\n1..1\nok 1 b\n"),
+            ktap=True,
+        )
+        assert verdict(found) == ("error", 125)
+
+    def test_splats_without_end_are_not_all_kept(self, case):
+        line = b"[    1.000000] kmemleak: 1 new suspected memory leaks\n"
+        found = case(FakeMachine(line * 500 + WARNING), allow_splat=("kmemleak",))
+        assert len(found.splats) == MOST_SPLATS + 1
+        assert verdict(found) == ("fail", 120)
 
 
 class TestSplats:
