@@ -75,7 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse what no test could use."""
     config.addinivalue_line("markers", MARKER)
     for kernel in config.getoption("vmm_kernel"):
-        if not os.path.isfile(_absolute(config, kernel)):
+        path = _absolute(config, kernel)
+        if os.path.isdir(path):
+            raise pytest.UsageError(f"--vmm-kernel {kernel}: a directory; give the kernel image in it")
+        if not os.path.isfile(path):
             raise pytest.UsageError(f"--vmm-kernel {kernel}: no such file")
     if not config.getoption("vmm_timeout") > 0:
         raise pytest.UsageError("--vmm-timeout: give a number of seconds above 0")

@@ -123,6 +123,11 @@ class TestStart:
         assert done.ret == pytest.ExitCode.USAGE_ERROR
         done.stderr.fnmatch_lines([f"ERROR: {option.partition('=')[0]}*"])
 
+    def test_a_build_tree_is_no_image(self, pytester: pytest.Pytester) -> None:
+        done = pytester.runpytest("--vmm-kernel=.")
+        assert done.ret == pytest.ExitCode.USAGE_ERROR
+        done.stderr.fnmatch_lines(["ERROR: --vmm-kernel .: a directory; *"])
+
     def test_the_marker_is_registered(self, pytester: pytest.Pytester) -> None:
         pytester.makepyfile("import pytest\n@pytest.mark.vm(memory='1G')\ndef test(): pass")
         pytester.runpytest("--strict-markers").assert_outcomes(passed=1)

@@ -114,7 +114,7 @@ def require_hardware(system: System) -> None:
     if found.kind != "hardware":
         raise HostError(
             f"this host's KVM is a software one ({found.detail}), on which no stock kernel runs",
-            "boot it in the lab: add --lab; pyvmm doctor says more",
+            "boot it in the lab: add --lab (in Python lab=True, with pytest --vmm-lab); pyvmm doctor says more",
         )
 
 
