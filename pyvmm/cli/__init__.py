@@ -114,6 +114,8 @@ def _drop_output() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if len(arguments) == 2 and arguments[0] == "help":
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
         return 0 if arguments else EXIT_ERROR
@@ -167,9 +169,12 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"pyvmm {__version__}")
         return 0
+    from pyvmm.text import perhaps
+
+    verbs = ("boot", "cache", "ctl", "doctor", "inspect", "lab", "mkinitramfs", "parse", "ps", "run", "test")
     raise UsageError(
-        f"there is no verb '{verb}'",
-        "the verbs are boot, cache, ctl, doctor, inspect, lab, mkinitramfs, parse, ps, run and test; see pyvmm --help",
+        f"there is no verb '{verb}'{perhaps(verb, verbs)}",
+        f"the verbs are {', '.join(verbs[:-1])} and {verbs[-1]}; see pyvmm --help",
     )
 
 

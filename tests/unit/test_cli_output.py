@@ -87,3 +87,16 @@ def test_a_directory_as_a_kernel_is_not_carried_into_the_lab(
     monkeypatch.setattr("pyvmm.lab.foreground.run_in_foreground", lambda *_, **__: 0)
     assert main(["boot", *(word.format("folder") for word in words)]) == 125
     assert capsys.readouterr().err.startswith("pyvmm: folder: a directory, not a file\nhint: ")
+
+
+def test_a_misspelt_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tset"]) == 125
+    assert capsys.readouterr().err.startswith(
+        "pyvmm: there is no verb 'tset'; perhaps you mean 'test'\nhint: "
+    )
+
+
+def test_help_about_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "run"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: pyvmm run ")
