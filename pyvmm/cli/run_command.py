@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyvmm.api.machine import Machine
+    from pyvmm.splats import Splat, SplatWatcher
 
 #: Memory for a guest that runs more than its init.
 DEFAULT_MEMORY = "1G"
@@ -156,6 +157,8 @@ class _Run:
         self._machine = machine
         self._options = options
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self._watcher: SplatWatcher | None = None
+        self._splats: list[Splat] = []
 
     def run(self, command: str | list[str], interactive: bool) -> int:
         """Run ``command``; returns the exit code."""
@@ -163,6 +166,7 @@ class _Run:
         started = time.monotonic()
         try:
             with self._machine:
+                self._machine.console.on_forget = self._look
                 try:
                     status = self._command(command, interactive)
                     code = self._code(status)
@@ -253,13 +257,21 @@ class _Run:
             say(f"hint: {hint}")
         return code
 
+    def _look(self, printed: bytes) -> None:
+        """Look for splats in what the console is about to forget, or has kept; in order, nothing twice."""
+        from pyvmm.splats import SplatWatcher, first
+
+        if self._watcher is None:
+            self._watcher = SplatWatcher(self._options.allow_splat)
+        self._splats = first([*self._splats, *self._watcher.feed(printed)])
+
     def _splat(self) -> bool:
         """Whether the kernel complained about itself, of which the first is shown."""
-        from pyvmm.splats import find
-
-        bad = [
-            each for each in find(self._machine.console.log, self._options.allow_splat) if not each.allowed
-        ]
+        console = self._machine.console
+        console.on_forget = None
+        self._look(console.log)
+        assert self._watcher is not None
+        bad = [each for each in [*self._splats, *self._watcher.end()] if not each.allowed]
         if not bad:
             return False
         say(f"pyvmm: the kernel complained: {bad[0].line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -13,9 +14,11 @@ from pyvmm import Machine
 from pyvmm.agent import AgentClient, RunningCommand
 from pyvmm.agent.protocol import Type, frame
 from pyvmm.control.connection import OUTPUT_PAUSES, Connection
+from pyvmm.control.ports import _Joined
 from pyvmm.errors import GuestError
 from pyvmm.ktap import parse
 from pyvmm.ktap.parser import MOST_LINES
+from pyvmm.machine.attachments.console import ControlChannel
 from pyvmm.pytest_plugin.results import report
 from pyvmm.testing.reports.text import visible
 
@@ -151,3 +154,16 @@ def test_test_results_give_a_terminal_no_orders(log: str) -> None:
     with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as caught:
         report(parse(log), Request())  # type: ignore[arg-type]
     assert obeyed(str(caught.value)) == ""
+
+
+def test_a_port_that_is_opened_and_closed_without_end_does_not_pile_up() -> None:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        joined = _Joined("port", ControlChannel(), fd)
+        for n in range(1000):
+            joined.channel.guest_opened(n % 2 == 0)
+        joined.channel._on_output(b"x")
+        joined.channel.guest_opened(True)
+        assert joined.take() == [True, False, b"x", True]
+    finally:
+        os.close(fd)

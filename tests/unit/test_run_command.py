@@ -62,6 +62,7 @@ class FakeMachine:
     status: int | None = 0  # of the command; None: it goes on
     output: tuple[bytes, bytes] = (b"", b"")
     console_text: bytes = b""
+    console_goes_on: tuple[bytes, ...] = ()  # while the command runs
     starts: BaseException | None = None  # raised by start
     ready: Exception | None = None  # raised by wait_ready
     popen_error: Exception | None = None
@@ -92,6 +93,8 @@ class FakeMachine:
             raise self.ready
 
     def popen(self, command, *, env, cwd, pty, on_stdout, on_stderr, timeout) -> Command:
+        for piece in self.console_goes_on:
+            self.console.feed(piece)
         if self.popen_error is not None:
             raise self.popen_error
         self.command = {"argv": command, "env": env, "cwd": cwd, "pty": pty}
@@ -197,6 +200,9 @@ class TestExitCodes:
         assert code == 120 and "the kernel complained: " in error and "x.c:1" in error
         assert run("--allow-splat", r"x\.c", console_text=text)[0] == 0
         assert run(console_text=text, status=3)[0] == 3, "the command's own failure says more"
+        assert run(console_text=text, console_goes_on=(b"y" * (20 << 20),) * 3)[0] == code, (
+            "much came after it"
+        )
 
     def test_of_a_machine_that_does_not_start(self, run, tmp_path: Path) -> None:
         result = tmp_path / "r.json"
