@@ -24,6 +24,8 @@ PANICS: tuple[bytes, ...] = (
 
 #: Bytes of console kept in memory; the first of what is more are forgotten (a log file has them all).
 MOST_KEPT = 32 << 20
+#: Bytes of a log file that are read at once.
+MOST_READ = 256 << 20
 #: Bytes before the end of what has been looked through that are looked through again when more comes: a match of a
 #: pattern that is longer than this may be missed when it comes in pieces.
 OVERLAP = 64 << 10
@@ -130,6 +132,29 @@ class Console:
         """Everything printed so far (the last 16 MiB or more of it)."""
         with self._changed:
             return bytes(self._data)
+
+    def whole(self) -> bytes:
+        """Everything printed so far, from the log file what is not in memory any more.
+
+        :raises UsageError: there is no log file, or it cannot be read, or is longer than :data:`MOST_READ`
+        """
+        if not self.forgotten:
+            return self.log
+        try:
+            if self._log_path is None:
+                raise OSError("there is no log file")
+            if self.total > MOST_READ:
+                raise OSError(f"it has {self.total} bytes, and {MOST_READ} are the most")
+            with open(self._log_path, "rb") as file:
+                data = file.read(MOST_READ)
+            if len(data) < self.total - len(self._data):
+                raise OSError(f"{self._log_path} has not all of it")
+            return data
+        except OSError as error:
+            raise UsageError(
+                f"the whole console cannot be read: {error.strerror or error}",
+                "have the guest print less, or give the machine a log",
+            ) from None
 
     @property
     def text(self) -> str:

@@ -244,10 +244,13 @@ class Machine(Inspection):
         return self._console
 
     def ktap(self) -> Ktap:
-        """The test results in what the console has shown so far, as KTAP (:mod:`pyvmm.ktap`)."""
+        """The test results in what the console has shown so far, as KTAP (:mod:`pyvmm.ktap`).
+
+        :raises UsageError: the first of it is kept nowhere, which may have failures (:meth:`Console.whole`)
+        """
         from pyvmm.ktap import parse
 
-        return parse(self.console.log)
+        return parse(self.console.whole())
 
     # -- commands in the guest --------------------------------------------------------------------------------
 

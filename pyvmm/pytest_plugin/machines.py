@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -62,15 +62,21 @@ class Booted:
         self.told = 0
 
     def splats(self) -> list[Splat]:
-        """All that is not allowed of what the console has shown."""
-        from pyvmm.splats import find
+        """The first of those that are not allowed, of what the console has shown."""
+        from pyvmm.splats import SplatWatcher, first
 
-        console = self.vm.console
-        text = console.log
-        if console.forgotten and self.log is not None:  # the log has what is not in memory any more
-            with contextlib.suppress(OSError), open(self.log, "rb") as file:
-                text = file.read()
-        return [splat for splat in find(text, self.allow) if not splat.allowed]
+        console, watcher = self.vm.console, SplatWatcher(self.allow)
+        found: list[Splat] = []
+        for piece in _pieces(self.log) if console.forgotten and self.log is not None else [console.log]:
+            found = first([*found, *watcher.feed(piece)])
+        return [splat for splat in first([*found, *watcher.end()]) if not splat.allowed]
+
+
+def _pieces(log: str) -> Iterator[bytes]:
+    """A log, which has what is not in memory any more."""
+    with contextlib.suppress(OSError), open(log, "rb") as file:
+        while data := file.read(1 << 20):
+            yield data
 
 
 class Machines:

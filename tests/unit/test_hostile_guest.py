@@ -7,20 +7,27 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from pyvmm import Machine
 from pyvmm.agent import AgentClient, RunningCommand
 from pyvmm.agent.protocol import Type, frame
+from pyvmm.api.console import Console
 from pyvmm.control.connection import OUTPUT_PAUSES, Connection
 from pyvmm.control.ports import _Joined
-from pyvmm.errors import GuestError
+from pyvmm.errors import GuestError, UsageError
 from pyvmm.ktap import parse
 from pyvmm.ktap.parser import MOST_LINES
 from pyvmm.machine.attachments.console import ControlChannel
+from pyvmm.pytest_plugin.machines import Booted
 from pyvmm.pytest_plugin.results import report
 from pyvmm.testing.reports.text import visible
+
+WARNING = (
+    b"[    1.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:12 f+0x1/0x2\n[    1.1] ---[ end trace 0 ]---\n"
+)
 
 
 class Client(AgentClient):
@@ -167,3 +174,23 @@ def test_a_port_that_is_opened_and_closed_without_end_does_not_pile_up() -> None
         assert joined.take() == [True, False, b"x", True]
     finally:
         os.close(fd)
+
+
+def test_results_at_the_beginning_of_a_long_console_are_read_from_its_log_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    for log in (str(tmp_path / "log"), None):
+        vm = Machine.__new__(Machine)
+        vm._console = Console(lambda data: 0, GuestError, log)
+        vm._console.feed(b"KTAP version 1\n1..1\nnot ok 1 a\n" + WARNING)
+        vm._console.feed(b"y" * (40 << 20))
+        vm._console.feed(b"\nKTAP version 1\n1..1\nok 1 b\n")
+        assert vm.console.forgotten
+        if log is not None:
+            assert vm.ktap().counts()["fail"] == 1
+            vm.kernel, vm.log = "k", log
+            assert [splat.kind for splat in Booted(vm, False, ()).splats()] == ["WARNING"]
+        else:
+            with pytest.raises(UsageError):
+                vm.ktap()
+        vm.console.close()
