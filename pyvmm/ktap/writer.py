@@ -13,7 +13,7 @@ from pyvmm.ktap.lines import QUOTE, structural, unstamped
 from pyvmm.ktap.result import Ktap, Test
 
 #: Everything that would begin another line somewhere, and the rest of the control characters.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def write(ktap: Ktap | Sequence[Test]) -> str:

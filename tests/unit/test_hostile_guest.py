@@ -194,3 +194,8 @@ def test_results_at_the_beginning_of_a_long_console_are_read_from_its_log_or_not
             with pytest.raises(UsageError):
                 vm.ktap()
         vm.console.close()
+
+
+def test_results_written_down_give_a_terminal_no_orders() -> None:
+    found = parse(f"KTAP version 1\n1..1\n# {ORDERS}\nnot ok 1 {ORDERS} # {ORDERS}\n")
+    assert obeyed(str(found)) == ""
