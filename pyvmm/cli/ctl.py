@@ -11,6 +11,7 @@ from pyvmm.control.client import Client, Gone, NoAnswer, locate
 from pyvmm.control.protocol import hint
 from pyvmm.errors import HostError, UsageError
 from pyvmm.machine.spec import parse_size
+from pyvmm.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _show(command: str, result: dict[str, Any], as_json: bool) -> None:
         print(f"{result['total']:>10}  total")
     elif command == "wait":
         detail = f": {result['detail']}" if result["detail"] else ""
-        print(f"{result['outcome']}{detail} (exit code {result['exit_code']})")
+        print(printable(f"{result['outcome']}{detail} (exit code {result['exit_code']})"))
     elif command not in ("pause", "resume"):
         for key, value in result.items():
             print(f"{key}: {_value(value)}")

@@ -15,6 +15,7 @@ from pyvmm import Machine
 from pyvmm.agent import AgentClient, RunningCommand
 from pyvmm.agent.protocol import Type, frame
 from pyvmm.api.console import Console
+from pyvmm.cli import ctl
 from pyvmm.control.connection import OUTPUT_PAUSES, Connection
 from pyvmm.control.ports import _Joined
 from pyvmm.errors import GuestError, UsageError
@@ -199,3 +200,8 @@ def test_results_at_the_beginning_of_a_long_console_are_read_from_its_log_or_not
 def test_results_written_down_give_a_terminal_no_orders() -> None:
     found = parse(f"KTAP version 1\n1..1\n# {ORDERS}\nnot ok 1 {ORDERS} # {ORDERS}\n")
     assert obeyed(str(found)) == ""
+
+
+def test_how_it_ended_gives_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    ctl._show("wait", {"outcome": "panic", "detail": f"Kernel panic: {ORDERS}", "exit_code": 120}, False)
+    assert obeyed(capsys.readouterr().out) == ""
