@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a port's output that may wait for the event loop.
 MOST_WAITING = 256 * 1024
+#: Bytes of input that may wait for the guest: it may say that it has room, and read nothing.
+MOST_PENDING = 64 << 20
 
 
 class _Joined:
@@ -78,13 +80,21 @@ class Ports:
                     self._joined[port.name] = _Joined(port.name, port.endpoint, machine.console.wake_fd)
 
     def send(self, name: str, data: bytes) -> dict[str, object]:
-        """Give ``data`` to a port; how many bytes the guest has not taken yet.  UsageError for an unknown name."""
+        """Give ``data`` to a port; how many bytes the guest has not taken yet.
+
+        UsageError for an unknown name, and for more than :data:`MOST_PENDING`.
+        """
         joined = self._joined.get(name)
         if joined is None:
             known = ", ".join(self._joined) or "none"
             raise UsageError(
                 f"there is no port '{name}' here{perhaps(name, self._joined)}",
                 f"joined to this connection: {known}",
+            )
+        if joined.channel.pending + len(data) > MOST_PENDING:
+            raise UsageError(
+                f"the guest does not read port '{name}': {joined.channel.pending} bytes are waiting",
+                "send more when it has taken some",
             )
         joined.channel.send(data)
         return {"pending": joined.channel.pending}

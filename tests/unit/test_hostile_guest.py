@@ -17,7 +17,7 @@ from pyvmm.agent.protocol import Type, frame
 from pyvmm.api.console import Console
 from pyvmm.cli import ctl
 from pyvmm.control.connection import OUTPUT_PAUSES, Connection
-from pyvmm.control.ports import _Joined
+from pyvmm.control.ports import MOST_PENDING, Ports, _Joined
 from pyvmm.errors import GuestError, UsageError
 from pyvmm.ktap import parse
 from pyvmm.ktap.parser import MOST_LINES
@@ -205,3 +205,16 @@ def test_results_written_down_give_a_terminal_no_orders() -> None:
 def test_how_it_ended_gives_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
     ctl._show("wait", {"outcome": "panic", "detail": f"Kernel panic: {ORDERS}", "exit_code": 120}, False)
     assert obeyed(capsys.readouterr().out) == ""
+
+
+def test_input_that_the_guest_does_not_read_does_not_pile_up() -> None:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        ports = Ports.__new__(Ports)
+        ports._joined = {"port": _Joined("port", ControlChannel(), fd)}
+        for _ in range(MOST_PENDING >> 20):
+            ports.send("port", b"x" * (1 << 20))
+        with pytest.raises(UsageError):
+            ports.send("port", b"x")
+    finally:
+        os.close(fd)
