@@ -102,16 +102,18 @@ class Console:
                 self._log.write(data)
             except OSError:  # a full disk takes the log, not the machine
                 self._log = None
+        forgotten = b""
         with self._changed:
             self._data += data
             if len(self._data) > MOST_KEPT:
                 gone = len(self._data) - MOST_KEPT // 2
-                if self.on_forget is not None:
-                    self.on_forget(bytes(self._data[:gone]))
+                forgotten = bytes(self._data[:gone])
                 del self._data[:gone]
                 self.forgotten += gone
                 self._at = max(0, self._at - gone)
             self._changed.notify_all()
+        if forgotten and self.on_forget is not None:  # it may take its time, and nobody else waits for it
+            self.on_forget(forgotten)
 
     def end(self) -> None:
         """Nothing more will come."""
