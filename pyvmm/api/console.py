@@ -145,11 +145,12 @@ class Console:
         try:
             if self._log_path is None:
                 raise OSError("there is no log file")
-            if self.total > MOST_READ:
-                raise OSError(f"it has {self.total} bytes, and {MOST_READ} are the most")
+            total = self.total
+            if total > MOST_READ:
+                raise OSError(f"it has {total} bytes, and {MOST_READ} are the most")
             with open(self._log_path, "rb") as file:
                 data = file.read(MOST_READ)
-            if len(data) < self.total - len(self._data):
+            if len(data) < total:  # the disk was full
                 raise OSError(f"{self._log_path} has not all of it")
             return data
         except OSError as error:

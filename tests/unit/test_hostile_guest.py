@@ -195,6 +195,10 @@ def test_results_at_the_beginning_of_a_long_console_are_read_from_its_log_or_not
             with pytest.raises(UsageError):
                 vm.ktap()
         vm.console.close()
+    os.truncate(tmp_path / "log", 30 << 20)  # as a full disk leaves it
+    vm._console._log_path = str(tmp_path / "log")
+    with pytest.raises(UsageError):
+        vm.ktap()
 
 
 def test_results_written_down_give_a_terminal_no_orders() -> None:
