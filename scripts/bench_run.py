@@ -3,7 +3,7 @@
 Both run ``true`` on the root file system of the place where they are, by turns.  What virtme-ng needs and the lab does
 not have (QEMU with its firmware, kmod, bash) is taken from this host; virtme-ng itself comes from PyPI.  It is told to
 use 9p, as untold it first waits in vain for Debian 12's virtiofsd, which is older than what it knows; so the kernel
-is the generic one, which has 9p.  In the lab there is no udevd, without which virtme-ng's init does not find the port for
+is the generic one, which has 9p.  In the lab there is no udevd, without which virtme-ng finds no port for
 its exit status: with -v it says "script exited with code 0", and vng ends with 255 all the same.
 """
 
