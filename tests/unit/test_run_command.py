@@ -281,6 +281,7 @@ class TestArguments:
          (["--env", "=x"], "there is no name"), (["--env", "PYVMM_NOT_SET"], "no such variable"),
          (["--cpus", "many"], "--cpus"), (["--allow-splat", "("], "no regular expression"),
          (["--device", "disc=x"], "perhaps you mean 'disk'"),
+         (["--timeout", "0"], "--timeout 0"), (["--timeout", "nan"], "--timeout nan"),
          (["--nonsense"], "nonsense"), (["ls", "-l"], "come after --"),
          (["--result", "/no/such/r.json"], "/no/such"), (["-k", "/tmp"], "/tmp")],
     )  # fmt: skip
