@@ -125,7 +125,9 @@ class FakeMachine:
 def run(
     monkeypatch: pytest.MonkeyPatch, capfd, guests: Path
 ) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """``run(*options, command=[...], **what)``: exit code, standard output, standard error."""
+    """``run(*options, command=[...], **what)``: exit code, standard output, standard error; in a directory that the guest
+    has too, wherever the tests are."""
+    monkeypatch.chdir("/usr")
 
     def run(
         *options: object, command: tuple[str, ...] | list[str] = ("cmd",), **what: object
