@@ -47,6 +47,7 @@ class Foreground:
         self._work: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # signals to hand on; None: done
         self._interrupted = 0
         self._signals = 0
+        self.handed_on: set[int] = set()  # signals that the user sent, and the command got
         self._broken = False  # nobody reads our output any more
         self._leaving = 0  # presses of the key
 
@@ -152,6 +153,7 @@ class Foreground:
                     if self._signals > PATIENCE:
                         self._end(number)
                     else:
+                        self.handed_on.add(number)
                         command.signal(number)
 
     def _end(self, number: int) -> None:

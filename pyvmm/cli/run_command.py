@@ -156,6 +156,7 @@ class _Run:
     def __init__(self, machine: Machine, options: argparse.Namespace) -> None:
         self._machine = machine
         self._options = options
+        self._handed_on: set[int] = set()  # signals of the user's
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._watcher: SplatWatcher | None = None
         self._splats: list[Splat] = []
@@ -194,6 +195,7 @@ class _Run:
 
         self._machine.wait_ready(self._left())
         foreground = Foreground(self._machine, interactive=interactive)
+        self._handed_on = foreground.handed_on
         try:
             return foreground.run(
                 command, env=_environment(self._options, interactive), cwd=self._cwd(), timeout=self._left()
@@ -226,6 +228,8 @@ class _Run:
         if status == -signal.SIGPIPE:  # our own reader went away, as with any command in a pipe
             return EXIT_SIGNAL + signal.SIGPIPE
         code = guest_exit_code(status if status >= 0 else EXIT_SIGNAL - status)
+        if -status in self._handed_on:  # the user ended it, and git bisect is to stop too
+            code = EXIT_SIGNAL - status
         if status < 0:
             say(f"pyvmm: the command was ended by {_signal_name(-status)} (exit code {code})")
         elif code == EXIT_COLLISION != status:

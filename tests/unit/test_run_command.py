@@ -125,8 +125,10 @@ class FakeMachine:
 def run(
     monkeypatch: pytest.MonkeyPatch, capfd, guests: Path
 ) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """``run(*options, command=[...], **what)``: exit code, standard output, standard error; in a directory that the guest
-    has too, wherever the tests are."""
+    """``run(*options, command=[...], **what)``: exit code, standard output, standard error.
+
+    In a directory that the guest has too, wherever the tests are.
+    """
     monkeypatch.chdir("/usr")
 
     def run(
@@ -330,7 +332,7 @@ class TestInterruptions:
         sender.join()
         vm = run.machine.made
         assert vm.running.signals == [number]
-        assert code == 119 and signal.Signals(number).name in error
+        assert code == 128 + number and signal.Signals(number).name in error
         assert vm.asked == ["close"]
 
     def test_the_third_ends_the_machine(self, run, tmp_path: Path) -> None:
