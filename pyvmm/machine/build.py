@@ -76,7 +76,7 @@ def build(spec: MachineSpec) -> Machine:
 
         console = _keep(closers, Console(_outputs(spec, closers), _watches(spec)))
         bus = Bus()
-        serial, events = arch.attach_devices(bus, vm, console.put, _guest_ended, closers)
+        serial, events = arch.attach_devices(bus, vm, console.put, _guest_ended, closers, spec.cmdline)
 
         transports = []
         if spec.attachments:

@@ -45,6 +45,15 @@ dmesg | grep -E "smp: Brought up|CPU[0-9]+: (failed|will not)"
 """
 
 
+def test_a_16550_for_the_console(boot, kernel):
+    """In the PL011's place where the command line asks for it; it takes fewer exits than that."""
+    done = boot(kernel, "--verify", "--cmdline", "console=ttyS0 quiet", "--timeout", "100")
+    assert done.code == 0 and "pyvmm: userspace reached, Linux 6.1." in done.console, done
+    exits = done.result["exits"]
+    assert exits["total"] <= AARCH64.quiet_exits and exits["unhandled"] == {}, exits
+    assert exits["by_device"]["16550"] and "pl011" not in exits["by_device"]
+
+
 def test_several_vcpus(boot, kernel, tmp_path):
     """Switched on by PSCI; none of them costs an exit."""
     image = tmp_path / "initrd.cpio"

@@ -139,7 +139,8 @@ def test_the_device_tree_says_what_was_built(kvm: Arm64Kvm, kernel: str, tmp_pat
 
 
 def test_devices_answer_where_the_tree_says(kvm: Arm64Kvm, kernel: str) -> None:
-    with build(MachineSpec(kernel, memory=128 * MIB, interactive=False)) as machine:
+    spec = MachineSpec(kernel, cmdline="console=ttyAMA0", memory=128 * MIB, interactive=False)
+    with build(spec) as machine:
         root = tree_of(machine)
         uart = node(root, f"serial@{layout.UART:x}").properties
         identification = [machine.bus.mmio_read(layout.UART + 0xFE0 + 4 * each, 4) for each in range(4)]
@@ -153,6 +154,23 @@ def test_devices_answer_where_the_tree_says(kvm: Arm64Kvm, kernel: str) -> None:
         machine.serial.receive(b"a")
         _, spi, _ = struct.unpack(">3I", uart["interrupts"])
         assert kvm.lines == [(1 << 24 | spi + 32, 1)]
+
+
+@pytest.mark.parametrize("cmdline", ["quiet console=ttyS0,115200", "earlycon=uart8250,mmio,0x9000000"])
+def test_a_16550_where_the_command_line_asks_for_it(kvm: Arm64Kvm, kernel: str, cmdline: str) -> None:
+    with build(MachineSpec(kernel, cmdline=cmdline, memory=128 * MIB, interactive=False)) as machine:
+        uart = node(tree_of(machine), f"serial@{layout.UART:x}").properties
+        assert uart["compatible"] == b"ns16550a\0"
+        assert struct.unpack(">3I", uart["interrupts"]) == (0, layout.UART_SPI, 1)
+        assert machine.bus.mmio_read(layout.UART + 5, 1) == 0x60, "LSR: nothing to read, all is sent"
+        machine.bus.mmio_write(layout.UART + 7, 0x5A, 1)
+        assert machine.bus.mmio_read(layout.UART + 7, 1) == 0x5A, "SCR"
+        machine.bus.mmio_write(layout.UART, ord("x"), 1)
+        assert machine.bus.mmio_read(layout.UART + 8, 1) == 0, "there is no ninth register"
+        machine.bus.mmio_write(layout.UART + 8, 1, 1)
+        machine.console.collect()
+        assert machine.console.tail() == "x"
+        assert (layout.UART, 1, 0) in kvm.zones
 
 
 @pytest.mark.parametrize(
@@ -368,9 +386,9 @@ def test_the_arm_machine_imports_little() -> None:
 
 
 def test_advice() -> None:
-    assert aarch64.advice("quiet console=ttyAMA0") == []
-    (line,) = aarch64.advice("console=ttyS0,115200")
-    assert line.startswith("console=ttyS0,115200: ") and "ttyAMA0" in line
+    assert aarch64.advice("quiet console=ttyAMA0") == aarch64.advice("console=ttyS0,115200") == []
+    (line,) = aarch64.advice("quiet acpi=force")
+    assert line.startswith("acpi=force: ") and "device tree" in line
 
 
 def test_coalesced_output_reaches_the_uart_and_counts_as_no_exit(kvm: Arm64Kvm, kernel: str) -> None:

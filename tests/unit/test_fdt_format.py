@@ -100,19 +100,21 @@ def test_nodes_nested_without_end_are_an_error() -> None:
         unflatten(head + bytes(16) + body)
 
 
+@pytest.mark.parametrize("serial", ["ttyAMA0", "ttyS0"])
 @pytest.mark.parametrize(
     ("gic", "vcpus"), [(Gic(3, its=True), 123), (Gic(3, its=False), 1), (Gic(2, its=False), 8)]
 )
-def test_dtc_finds_nothing_wrong_with_the_machine_s_tree(gic: Gic, vcpus: int) -> None:
+def test_dtc_finds_nothing_wrong_with_the_machine_s_tree(gic: Gic, vcpus: int, serial: str) -> None:
     root = fdt.build(
         ram=layout.ram_ranges(512 << 20),
         mpidrs=[1 << 31 | index & 0xF | index >> 4 << 8 for index in range(vcpus)],
         gic=gic,
         virtio=layout.MOST_VIRTIO,
-        chosen=fdt.Chosen("console=ttyAMA0", (layout.RAM + 0x10_0000, 0x1000), bytes(32), bytes(8)),
+        chosen=fdt.Chosen(f"console={serial}", (layout.RAM + 0x10_0000, 0x1000), bytes(32), bytes(8)),
     )
     blob = flatten(root)
     assert len(blob) < 64 << 10
+    assert (b"ns16550a\0" in blob) == (serial == "ttyS0") == (b"arm,pl011\0" not in blob)
     done = dtc("-I", "dtb", "-O", "dtb", "-o", os.devnull, data=blob)
     assert done.returncode == 0
     assert done.stderr.decode() == ""

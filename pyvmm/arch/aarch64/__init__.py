@@ -114,7 +114,6 @@ def advice(cmdline: str) -> list[str]:
 
 
 _ADVICE = {
-    "console=ttyS0": "the machine's serial port is a PL011: the kernel calls it ttyAMA0",
     "acpi=force": "the machine has a device tree and no ACPI tables",
 }
 

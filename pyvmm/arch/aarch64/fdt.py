@@ -2,7 +2,8 @@
 
 Devicetree Specification 0.4, chapter 3, and the bindings of Linux ``Documentation/devicetree/bindings``: arm/cpus.yaml,
 arm/psci.yaml, interrupt-controller/arm,gic.yaml and arm,gic-v3.yaml, timer/arm,arch_timer.yaml, serial/pl011.yaml,
-rtc/arm,pl031.yaml, gpio/pl061-gpio.yaml, input/gpio-keys.yaml, virtio/mmio.yaml; chosen/ in chosen.yaml of dt-schema.
+serial/8250.yaml, rtc/arm,pl031.yaml, gpio/pl061-gpio.yaml, input/gpio-keys.yaml, virtio/mmio.yaml; chosen/ in
+chosen.yaml of dt-schema.
 
 ``arm,primecell-periphid`` gives the kernel the identification registers of a PrimeCell, which it would otherwise read
 one by one.  virtio devices raise their interrupts by an edge (an eventfd has no level), the others by a level.
@@ -11,6 +12,7 @@ one by one.  virtio devices raise their interrupts by an edge (an eventfd has no
 from __future__ import annotations
 
 from pyvmm.arch.aarch64 import layout
+from pyvmm.arch.aarch64.devices import wants_16550
 from pyvmm.arch.aarch64.devicetree import Node, cells, strings, wide
 from pyvmm.devices import pl011, pl031, pl061
 
@@ -77,15 +79,7 @@ def build(
             "phandle": cells(CLOCK_PHANDLE),
         },
     )
-    _add_primecell(
-        root,
-        "serial",
-        layout.UART,
-        "arm,pl011",
-        pl011.PERIPHERAL_ID,
-        layout.UART_SPI,
-        ("uartclk", "apb_pclk"),
-    )
+    _add_serial(root, wants_16550(chosen.cmdline))
     _add_primecell(root, "rtc", layout.RTC, "arm,pl031", pl031.PERIPHERAL_ID, None, ("apb_pclk",))
     _add_power_button(root)
     for index in range(virtio):
@@ -207,6 +201,22 @@ def _add_primecell(
     if spi is not None:
         properties["interrupts"] = cells(SPI, spi, LEVEL_HIGH)
     return root.add(_name(name, address), properties)
+
+
+def _add_serial(root: Node, is_16550: bool) -> None:
+    if not is_16550:
+        clocks = ("uartclk", "apb_pclk")
+        _add_primecell(root, "serial", layout.UART, "arm,pl011", pl011.PERIPHERAL_ID, layout.UART_SPI, clocks)
+        return
+    root.add(
+        _name("serial", layout.UART),
+        {
+            "compatible": strings("ns16550a"),
+            "reg": wide(layout.UART, layout.PAGE_SIZE),
+            "interrupts": cells(SPI, layout.UART_SPI, EDGE_RISING),
+            "clock-frequency": cells(layout.UART_16550_HZ),
+        },
+    )
 
 
 def _add_power_button(root: Node) -> None:

@@ -42,7 +42,7 @@ MEMORY_MAP: tuple[tuple[int, int, str], ...] = (
     (GIC_V2_CPU, GIC_V2_CPU_SIZE, "GICv2 CPU interface"),
     (GIC_ITS, GIC_ITS_SIZE, "GIC ITS"),
     (GIC_REDISTRIBUTORS, MOST_VCPUS * GIC_REDISTRIBUTOR_SIZE, "GIC redistributors"),
-    (UART, 0x1000, "PL011"),
+    (UART, 0x1000, "UART"),
     (RTC, 0x1000, "PL031"),
     (GPIO, 0x1000, "PL061"),
     (VIRTIO, MOST_VIRTIO * 0x1000, "virtio devices"),
@@ -66,6 +66,7 @@ MINIMUM_MEMORY = 4 * MIB  # the 2 MiB boundary for an image, and a device tree
 MAXIMUM_MEMORY = (1 << 40) - RAM  # the guest physical addresses that every host's KVM offers by default
 
 MACHINE_CLOCK_HZ = 24_000_000  # UARTCLK and the peripheral bus clock
+UART_16550_HZ = 1_843_200  # where the UART is a 16550: the PC's
 
 
 def ram_ranges(size: int) -> list[tuple[int, int]]:

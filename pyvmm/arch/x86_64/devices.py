@@ -54,11 +54,13 @@ def attach_devices(
     transmit: Callable[[int], None],
     request: Callable[[str, int], None],
     closers: list[object],
+    cmdline: str = "",
 ) -> tuple[Serial16550, None]:
     """Put the machine's devices on ``bus``; returns its serial port, and no power button: :func:`event_device` has it.
 
     ``transmit`` takes each byte the guest sends; ``request(kind, status)`` is told when the guest asks for
-    its end.  What has to be closed with the machine is appended to ``closers``.
+    its end.  What has to be closed with the machine is appended to ``closers``.  Whatever ``cmdline`` says, the
+    serial port is the one that PCs have.
     """
     line = IrqFd(vm, layout.COM1_IRQ)
     closers.append(line)
