@@ -167,7 +167,8 @@ def test_tap(boot, platform, kernel, lab, tmp_path, vhost):
     assert [name for name, bit in wanted.items() if features[bit] != "1"] == [], features
     check_transfer(platform, done)
     packets = done.result["devices"]["net0"]["rx_packets"]
-    assert packets < 1200, "2 MB came in frames of 1500 bytes: the guest's TSO is not used"
+    # How many segments go into a frame depends on how busy the host is; without TSO each frame has one, of 1448 bytes.
+    assert packets < (2 << 20) // 1448, "2 MB came in frames of 1500 bytes: the guest's TSO is not used"
 
 
 def test_user(boot, platform, kernel, lab, tmp_path):
