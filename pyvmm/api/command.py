@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Running(Protocol):
-    """What is used of :class:`pyvmm.agent.client.RunningCommand`."""
+    """What is used of :class:`pyvmm.agent.RunningCommand`."""
 
     def write(self, data: bytes, timeout: float | None = None) -> object: ...
     def close_stdin(self) -> None: ...

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from pyvmm.agent.client import CannotRun
+from pyvmm.agent import CannotRun
 from pyvmm.cli import say
 from pyvmm.cli.arguments import Parser
 from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, TripleFault, UsageError

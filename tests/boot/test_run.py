@@ -20,8 +20,7 @@ from lab_boot import AARCH64, ATTEMPTS, X86_64, kernel, platform
 import pyvmm
 import pyvmm.cli
 from pyvmm import initramfs, splats
-from pyvmm.agent import agent_entries
-from pyvmm.agent.client import CannotRun
+from pyvmm.agent import CannotRun, agent_entries
 from pyvmm.api import labs
 from pyvmm.lab import requirements
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, cannot
 
-from pyvmm.agent import AgentClient, Mount, RootSpec, RunningCommand, agent_binary, agent_entries
-from pyvmm.agent.client import CannotRun
+from pyvmm.agent import AgentClient, CannotRun, Mount, RootSpec, RunningCommand, agent_binary, agent_entries
 from pyvmm.agent.protocol import MOST_PAYLOAD, OUTPUT_WINDOW, Decoder, ProtocolError, Type, frame
 from pyvmm.errors import GuestError, HostError, UsageError
 

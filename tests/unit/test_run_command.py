@@ -15,7 +15,7 @@ import pytest
 
 import pyvmm
 from pyvmm import cli
-from pyvmm.agent.client import CannotRun
+from pyvmm.agent import CannotRun
 from pyvmm.api.command import Command, arguments_of
 from pyvmm.api.console import Console
 from pyvmm.cli import run_command
