@@ -7,21 +7,19 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.api.command import Command, Completed, arguments_of
 from pyvmm.api.console import Console
 from pyvmm.api.end import End
+from pyvmm.api.guest_commands import GuestCommands
 from pyvmm.api.inspection import Inspection
 from pyvmm.api.kernel import find_image
 from pyvmm.api.link import Link, Lost, error_of
 from pyvmm.api.plan import AGENT_PORT, Plan
 from pyvmm.api.process import END_SECONDS, Process
 from pyvmm.errors import (
-    CommandFailed,
-    CommandTimeout,
     ExpectTimeout,
     GuestError,
     GuestPanic,
@@ -34,7 +32,6 @@ from pyvmm.errors import (
 from pyvmm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
-    from pyvmm.agent import AgentClient
     from pyvmm.api.root import Root
     from pyvmm.ktap import Ktap
 
@@ -43,13 +40,8 @@ START_SECONDS = 900.0
 #: Bytes of input for a port in one request.
 _PIECE = 32 * 1024
 
-#: Bytes of output that :meth:`Machine.run` collects, if it is not told otherwise.
-MAX_OUTPUT = 256 << 20
-#: ``timeout`` of a method that is to take the machine's own.
-_OWN = -1.0
 
-
-class Machine(Inspection):
+class Machine(Inspection, GuestCommands):
     """A virtual machine that boots ``kernel``; it starts with ``with``, or :meth:`start`, and ends with the block.
 
     >>> with Machine(hello) as vm:
@@ -98,12 +90,12 @@ class Machine(Inspection):
         on_console: Callable[[bytes], None] | None = None,
         expect_timeout: float | None = 60.0,
     ) -> None:
-        super().__init__()
+        Inspection.__init__(self)
+        GuestCommands.__init__(self, None if log is None else os.fspath(log), expect_timeout)
         self.kernel = find_image(os.fspath(kernel))
         self.timeout = timeout
-        self.log = None if log is None else os.fspath(log)
         guest = None
-        if agent or root is not None or rodirs or rwdirs or drivers:
+        if agent or root is not None or modules is not None or rodirs or rwdirs or drivers:
             from pyvmm.api.guest import Guest
 
             guest = Guest(
@@ -113,12 +105,10 @@ class Machine(Inspection):
             self.kernel, cmdline=cmdline, initrd=initrd, memory=memory, cpus=cpus, timeout=timeout, devices=devices,
             options=options, lab=lab, guest=guest,
         )  # fmt: skip
-        self._expect_timeout = expect_timeout
         self._on_console = on_console
         self._console: Console | None = None
         self._process: Process | None = None
         self._link: Link | None = None
-        self._agent: AgentClient | None = None
         self._end: End | None = None
         self._failed: PyvmmError | None = None
         self._gone = False  # the process has hung up
@@ -251,130 +241,6 @@ class Machine(Inspection):
         from pyvmm.ktap import parse
 
         return parse(self.console.whole())
-
-    # -- commands in the guest --------------------------------------------------------------------------------
-
-    def run(
-        self,
-        command: str | Sequence[str | bytes],
-        *,
-        timeout: float | None = None,
-        check: bool = False,
-        input: bytes | str = b"",
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        max_output: int = MAX_OUTPUT,
-    ) -> Completed:
-        """Run a command in the guest, as root, and wait for its end; its streams are its own, not the console's.
-
-        ``command``: a text for the guest's shell, or a list of program and arguments.  ``timeout`` in seconds, from
-        when the guest is ready; then the command is killed.  ``input`` is its standard input.  ``env`` is added to its
-        environment, ``cwd`` its working directory.  ``max_output``: bytes of stdout and stderr together; a command that
-        prints more is killed.
-
-        :raises CommandFailed: with ``check``, the status is not 0; it printed too much
-        :raises CommandTimeout: it took too long; with what it had printed
-        :raises GuestError: the command cannot be executed, or the machine ended meanwhile (GuestPanic, ...)
-        """
-        running = Command(arguments_of(command), max_output)
-        name = command if isinstance(command, str) else " ".join(map(os.fsdecode, command))
-        self.wait_ready()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            self._begin(running, env=env, cwd=cwd, timeout=timeout)
-            running.feed(input.encode() if isinstance(input, str) else input)
-            done = running.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            running.kill()
-            raise CommandTimeout(
-                f"'{name}' did not end within {timeout:g} s", "give it more time, or look at what it printed",
-                returncode=None, stdout=bytes(running.stdout), stderr=bytes(running.stderr),
-                console_tail=self.console.tail(), log=self.log,
-            ) from None  # fmt: skip
-        if running.too_much:
-            raise CommandFailed(
-                f"'{name}' printed more than {max_output} bytes, and was killed",
-                "allow more with max_output, or take it as it comes: popen() with on_stdout and on_stderr",
-                returncode=done.returncode, stdout=done.stdout, stderr=done.stderr,
-                console_tail=self.console.tail(), log=self.log,
-            )  # fmt: skip
-        if check and done.returncode:
-            how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise CommandFailed(
-                f"'{name}' ended with {how}{f': {last[0]}' if last else ''}", "look at its stderr",
-                returncode=done.returncode, stdout=done.stdout, stderr=done.stderr,
-                console_tail=self.console.tail(), log=self.log,
-            )  # fmt: skip
-        return done
-
-    def popen(
-        self,
-        command: str | Sequence[str | bytes],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        pty: tuple[int, int] | None = None,
-        on_stdout: Callable[[bytes], None] | None = None,
-        on_stderr: Callable[[bytes], None] | None = None,
-        timeout: float | None = None,
-    ) -> Command:
-        """Start a command in the guest; as :meth:`run`, but it goes on.
-
-        ``pty``: rows and columns of a terminal for it; then all its output is in stdout.  ``on_stdout`` and
-        ``on_stderr`` are called with what comes, in a thread of the machine's, and must not wait; without them it is
-        collected.  ``timeout``: seconds until the guest executes it, or TimeoutError.
-        """
-        return self._begin(
-            Command(arguments_of(command)),
-            env=env,
-            cwd=cwd,
-            pty=pty,
-            on_stdout=on_stdout,
-            on_stderr=on_stderr,
-            timeout=timeout,
-        )
-
-    def _begin(
-        self,
-        running: Command,
-        *,
-        env: Mapping[str, str] | None,
-        cwd: str | None,
-        pty: tuple[int, int] | None = None,
-        on_stdout: Callable[[bytes], None] | None = None,
-        on_stderr: Callable[[bytes], None] | None = None,
-        timeout: float | None = None,
-    ) -> Command:
-        started = self._ready_agent().start(
-            running.args, env=env, cwd=cwd, pty=pty, timeout=timeout,
-            on_stdout=on_stdout or running._collect_stdout, on_stderr=on_stderr or running._collect_stderr,
-        )  # fmt: skip
-        return running._attach(started)
-
-    def wait_ready(self, timeout: float | None = _OWN) -> None:
-        """Wait until the guest's agent answers.
-
-        :raises ExpectTimeout: it did not in time
-        :raises GuestError: the machine ended
-        """
-        limit = self._expect_timeout if timeout == _OWN else timeout
-        agent = self._agent
-        if agent is None:
-            raise UsageError("the machine has no agent to run commands", "make it with agent=True")
-        try:
-            agent.wait_ready(limit)
-        except TimeoutError:
-            raise ExpectTimeout(
-                f"the guest's agent did not answer within {limit:g} s",
-                "is it in the guest, with the drivers for virtio consoles (virtio_mmio, virtio_console)?",
-                console_tail=self.console.tail(), log=self.log,
-            ) from None  # fmt: skip
-
-    def _ready_agent(self) -> AgentClient:
-        self.wait_ready()
-        assert self._agent is not None
-        return self._agent
 
     # -- the process ----------------------------------------------------------------------------------------
 
