@@ -17,9 +17,9 @@ __version__ = "0.1.0"
 
 _API = {
     "Machine": "pyvmm.api.machine",
-    "PANICS": "pyvmm.api.console",
+    "PANICS": "pyvmm.api.patterns",
     "Console": "pyvmm.api.console",
-    "Match": "pyvmm.api.console",
+    "Match": "pyvmm.api.patterns",
     "Command": "pyvmm.api.command",
     "Completed": "pyvmm.api.command",
     "End": "pyvmm.api.end",
@@ -43,11 +43,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.api.command import Command as Command
     from pyvmm.api.command import Completed as Completed
-    from pyvmm.api.console import PANICS as PANICS
     from pyvmm.api.console import Console as Console
-    from pyvmm.api.console import Match as Match
     from pyvmm.api.end import End as End
     from pyvmm.api.machine import Machine as Machine
+    from pyvmm.api.patterns import PANICS as PANICS
+    from pyvmm.api.patterns import Match as Match
     from pyvmm.errors import CapabilityMissing as CapabilityMissing
     from pyvmm.errors import CommandFailed as CommandFailed
     from pyvmm.errors import CommandTimeout as CommandTimeout

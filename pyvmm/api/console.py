@@ -11,16 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from pyvmm.api.patterns import PANICS, Match, Pattern, compiled, first, shown
 from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, UsageError
-
-#: What to give ``fail_on``: the lines that kernels die or complain with.
-PANICS: tuple[bytes, ...] = (
-    rb"Kernel panic - not syncing[^\r\n]*",
-    rb"BUG: [^\r\n]*",
-    rb"Oops(?:: |\b - )[^\r\n]*",
-    rb"Internal error: [^\r\n]*",
-    rb"general protection fault[^\r\n]*",
-)
 
 #: Bytes of console kept in memory; the first of what is more are forgotten (a log file has them all).
 MOST_KEPT = 32 << 20
@@ -34,33 +26,6 @@ _LINE_SECONDS = 0.5
 #: Seconds between two looks at a guest's unread input, and bytes of it that may be waiting.
 _INPUT_PAUSE = 0.02
 _INPUT_PIECE = 4096
-
-Pattern = str | bytes | re.Pattern[bytes]
-
-
-class Match:
-    """What was found: ``index`` of the pattern in the list, ``match`` as of :mod:`re`, ``before`` the bytes between the
-    last match and this one, ``after`` the matched bytes, ``text`` the same as text."""
-
-    __slots__ = ("after", "before", "index", "match")
-
-    def __init__(self, index: int, match: re.Match[bytes], before: bytes) -> None:
-        self.index = index
-        self.match = match
-        self.before = before
-        self.after = match[0]
-
-    @property
-    def text(self) -> str:
-        """The matched text, undecodable bytes replaced."""
-        return self.after.decode("utf-8", "replace")
-
-    def group(self, group: int | str = 0) -> str:
-        """A group of the pattern as text, "" if it took no part."""
-        return (self.match[group] or b"").decode("utf-8", "replace")
-
-    def __repr__(self) -> str:
-        return f"<Match {self.index}: {self.after!r}>"
 
 
 class Console:
@@ -190,10 +155,10 @@ class Console:
         :raises GuestPanic: one of ``fail_on`` came first, and is that of a kernel; another is a GuestError
         :raises UnexpectedExit: the machine ended first (or GuestPanic, TripleFault, as it ended)
         """
-        wanted = _compiled(patterns)
+        wanted = compiled(patterns)
         if not wanted:
             raise UsageError("nothing is expected", "give a pattern")
-        return self._expect(wanted, _compiled(fail_on), timeout)
+        return self._expect(wanted, compiled(fail_on), timeout)
 
     def expect_exact(
         self,
@@ -207,7 +172,7 @@ class Console:
         literal = [re.compile(re.escape(text.encode() if isinstance(text, str) else text)) for text in texts]
         if not literal or any(not pattern.pattern for pattern in literal):
             raise UsageError("an empty text cannot be expected", "give some text")
-        return self._expect(literal, _compiled(fail_on), timeout)
+        return self._expect(literal, compiled(fail_on), timeout)
 
     def _expect(
         self, wanted: list[re.Pattern[bytes]], bad: list[re.Pattern[bytes]], timeout: float | None
@@ -221,7 +186,7 @@ class Console:
             while True:
                 seen = self.forgotten + len(self._data)
                 begin = max(start, looked - OVERLAP, self.forgotten) - self.forgotten
-                found = _first([*wanted, *bad], self._data, begin)
+                found = first([*wanted, *bad], self._data, begin)
                 looked = seen
                 if found is not None:
                     index, match = found
@@ -240,7 +205,7 @@ class Console:
                     break
                 self._changed.wait(left)
             ended = self._ended
-        what = " or ".join(_shown(pattern) for pattern in wanted)
+        what = " or ".join(shown(pattern) for pattern in wanted)
         if ended:
             raise self._failure(f"the console never showed {what}")
         raise ExpectTimeout(
@@ -284,43 +249,3 @@ class Console:
     def sendline(self, line: str | bytes = b"") -> None:
         """Type a line and Enter."""
         self.send((line.encode() if isinstance(line, str) else line) + b"\n")
-
-
-def _compiled(patterns: Pattern | Sequence[Pattern]) -> list[re.Pattern[bytes]]:
-    """``patterns`` as regular expressions over bytes; UsageError for one that is none."""
-    if isinstance(patterns, str | bytes | re.Pattern):
-        patterns = [patterns]
-    found = []
-    for pattern in patterns:
-        if isinstance(pattern, re.Pattern):
-            if not isinstance(pattern.pattern, bytes):
-                raise UsageError(
-                    f"the pattern {pattern.pattern!r} is for text", "compile it from bytes: rb'...'"
-                )
-            found.append(pattern)
-            continue
-        try:
-            found.append(re.compile(pattern.encode() if isinstance(pattern, str) else pattern))
-        except re.error as error:
-            raise UsageError(
-                f"{pattern!r} is no regular expression: {error}",
-                "for a text as it stands there is expect_exact()",
-            ) from None
-    return found
-
-
-def _first(
-    patterns: list[re.Pattern[bytes]], data: bytearray, begin: int
-) -> tuple[int, re.Match[bytes]] | None:
-    """The pattern whose match begins first, of equals the first in the list; the match owns its bytes."""
-    text = bytes(memoryview(data)[begin:])
-    best: tuple[int, re.Match[bytes]] | None = None
-    for index, pattern in enumerate(patterns):
-        match = pattern.search(text)
-        if match is not None and (best is None or match.start() < best[1].start()):
-            best = index, match
-    return best
-
-
-def _shown(pattern: re.Pattern[bytes]) -> str:
-    return repr(pattern.pattern.decode("utf-8", "replace"))
