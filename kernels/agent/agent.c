@@ -10,24 +10,7 @@
  */
 
 #include "agent.h"
-
-#if defined(__x86_64__)
-__asm__(".globl _start\n"
-	"_start:\n"
-	"	xor %ebp, %ebp\n"
-	"	mov %rsp, %rdi\n"
-	"	and $-16, %rsp\n"
-	"	call start\n"
-	"	hlt\n");
-#else
-__asm__(".globl _start\n"
-	"_start:\n"
-	"	mov x29, xzr\n"
-	"	mov x30, xzr\n"
-	"	mov x0, sp\n"
-	"	bl start\n"
-	"	brk #0\n");
-#endif
+#include "../start.h"
 
 static char *first_environment[] = {
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LOGNAME=root", 0,
@@ -42,8 +25,7 @@ static int number_in(const char *text)
 	return number;
 }
 
-/* stack: argc, argv[argc], 0, environment, 0 (the kernel enters a program with it, and with no return address) */
-__attribute__((noreturn, used)) void start(long *stack)
+void start(long *stack)
 {
 	char **arguments = (char **)(stack + 1), **environment = (char **)(stack + 1 + stack[0] + 1);
 	int first = syscall0(SYS_getpid) == 1;

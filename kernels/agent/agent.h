@@ -3,7 +3,7 @@
 #ifndef AGENT_H
 #define AGENT_H
 
-#include "linux.h"
+#include "../linux.h"
 
 /* text.c */
 size_t length_of(const char *text);

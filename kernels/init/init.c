@@ -16,28 +16,9 @@
  * Run by hand, as any other process than the first, it does the same but never ends the machine.
  */
 
-#if defined(__x86_64__)
-#include "syscall_x86_64.h"
-#elif defined(__aarch64__)
-#include "syscall_aarch64.h"
-#else
-#error "init has no system calls for this architecture yet: add a syscall_*.h beside this file"
-#endif
-
-/* include/uapi/linux/utsname.h: struct new_utsname */
-struct utsname {
-	char sysname[65], nodename[65], release[65], version[65], machine[65], domainname[65];
-};
-
-/* include/uapi/linux/reboot.h */
-#define REBOOT_MAGIC1 0xfee1deadL
-#define REBOOT_MAGIC2 672274793L
-#define REBOOT_RESTART 0x01234567L
-#define REBOOT_HALT 0xcdef0123L
-#define REBOOT_POWER_OFF 0x4321fedcL
-
-#define TCSBRK 0x5409 /* include/uapi/asm-generic/ioctls.h; with an argument of 1: wait until all is sent */
-#define F_GETFD 1
+#include "../linux.h"
+#include "../start.h"
+#include "guest_status.h"
 
 enum { STDIN, STDOUT, STDERR };
 
@@ -49,7 +30,7 @@ static void flush(void)
 	unsigned long done = 0;
 
 	while (done < used) {
-		long wrote = syscall4(SYS_write, STDOUT, (long)(buffer + done), (long)(used - done), 0);
+		long wrote = sys_write(STDOUT, buffer + done, used - done);
 
 		if (wrote <= 0)
 			break;
@@ -113,7 +94,7 @@ static void say_hello(void)
 {
 	struct utsname name;
 
-	syscall4(SYS_uname, (long)&name, 0, 0, 0);
+	syscall1(SYS_uname, &name);
 	put_text("pyvmm: userspace reached, ");
 	put_text(name.sysname);
 	put(' ');
@@ -130,7 +111,7 @@ static void echo_lines(void)
 	unsigned long length = 0;
 	char character;
 
-	while (syscall4(SYS_read, STDIN, (long)&character, 1, 0) == 1) {
+	while (sys_read(STDIN, &character, 1) == 1) {
 		if (character != '\n') {
 			if (length < sizeof(line) - 1)
 				line[length++] = character;
@@ -166,12 +147,6 @@ static void print_spam(unsigned long bytes)
 	flush();
 }
 
-static void leave(unsigned long status)
-{
-	for (;;)
-		syscall4(SYS_exit, (long)status, 0, 0, 0);
-}
-
 static void end(const char *how)
 {
 	long command = REBOOT_POWER_OFF;
@@ -179,11 +154,11 @@ static void end(const char *how)
 	if (!how)
 		how = "poweroff";
 	while (same(how, "hang"))
-		wait_for_signal();
+		syscall5(SYS_ppoll, 0, 0, 0, 0, 0); /* until a signal */
 	if (same(how, "panic"))
-		leave(1);
+		sys_exit(1);
 	if (how[0] == 'e' && how[1] == 'x' && how[2] == 'i' && how[3] == 't' && how[4] == '=')
-		leave(number_in(how + 5));
+		sys_exit((int)number_in(how + 5));
 	if (same(how, "reboot"))
 		command = REBOOT_RESTART;
 	else if (same(how, "halt"))
@@ -194,22 +169,21 @@ static void end(const char *how)
 		put_text(", powering off\n");
 		flush();
 	}
-	syscall4(SYS_ioctl, STDOUT, TCSBRK, 1, 0); /* what the terminal holds would be lost */
-	syscall4(SYS_sync, 0, 0, 0, 0);
-	if (syscall4(SYS_getpid, 0, 0, 0, 0) == 1)
-		syscall4(SYS_reboot, REBOOT_MAGIC1, REBOOT_MAGIC2, command, 0);
-	leave(0);
+	syscall3(SYS_ioctl, STDOUT, TCSBRK, 1); /* what the terminal holds would be lost */
+	syscall0(SYS_sync);
+	if (syscall0(SYS_getpid) == 1)
+		syscall3(SYS_reboot, REBOOT_MAGIC1, REBOOT_MAGIC2, command);
+	sys_exit(0);
 }
 
-/* stack: argc, argv[argc], 0, environment, 0 */
-__attribute__((noreturn, used)) void init(long *stack)
+void start(long *stack)
 {
 	char **environment = (char **)(stack + 1 + stack[0] + 1);
 	const char *status;
 
 	for (int fd = STDIN; fd <= STDERR; fd++)
-		if (syscall4(SYS_fcntl, fd, F_GETFD, 0, 0) < 0)
-			open_read_write("/dev/console");
+		if (syscall2(SYS_fcntl, fd, F_GETFD) < 0)
+			syscall4(SYS_openat, AT_FDCWD, "/dev/console", O_RDWR, 0);
 
 	say_hello();
 	if (value_of(environment, "pyvmm_echo"))
@@ -218,7 +192,7 @@ __attribute__((noreturn, used)) void init(long *stack)
 	print_spam(number_in(value_of(environment, "pyvmm_spam")));
 	status = value_of(environment, "pyvmm_status");
 	if (status) {
-		syscall4(SYS_ioctl, STDOUT, TCSBRK, 1, 0);
+		syscall3(SYS_ioctl, STDOUT, TCSBRK, 1);
 		end_with_status((unsigned char)number_in(status));
 		put_text("pyvmm: init may not use the status port\n");
 		flush();

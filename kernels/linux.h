@@ -1,12 +1,12 @@
-/* What the agent needs of Linux: system calls and the structures and numbers they take, without a C library.
+/* What the init and the agent need of Linux: system calls and the structures and numbers they take, without a C library.
  *
  * The numbers are those of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; of calls that
  * come in an old and a newer form, only the newer one is used, since arm64 has no other.  Results are those of the
  * kernel: a negative errno on failure.
  */
 
-#ifndef AGENT_LINUX_H
-#define AGENT_LINUX_H
+#ifndef KERNELS_LINUX_H
+#define KERNELS_LINUX_H
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -19,8 +19,8 @@ enum {
 	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_mmap = 9, SYS_rt_sigprocmask = 14, SYS_ioctl = 16,
 	SYS_getpid = 39, SYS_socket = 41, SYS_clone = 56, SYS_execve = 59, SYS_exit = 60, SYS_wait4 = 61, SYS_kill = 62,
 	SYS_uname = 63, SYS_fcntl = 72, SYS_chdir = 80, SYS_setsid = 112, SYS_chroot = 161, SYS_sync = 162,
-	SYS_mount = 165, SYS_reboot = 169, SYS_sethostname = 170, SYS_getdents64 = 217, SYS_openat = 257,
-	SYS_mkdirat = 258, SYS_mknodat = 259, SYS_unlinkat = 263, SYS_symlinkat = 266, SYS_ppoll = 271,
+	SYS_mount = 165, SYS_reboot = 169, SYS_sethostname = 170, SYS_ioperm = 173, SYS_getdents64 = 217,
+	SYS_openat = 257, SYS_mkdirat = 258, SYS_mknodat = 259, SYS_unlinkat = 263, SYS_symlinkat = 266, SYS_ppoll = 271,
 	SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293, SYS_finit_module = 313, SYS_close_range = 436,
 };
 #elif defined(__aarch64__)
@@ -33,7 +33,7 @@ enum {
 	SYS_mmap = 222, SYS_wait4 = 260, SYS_finit_module = 273, SYS_close_range = 436,
 };
 #else
-#error "the agent has no system calls for this architecture yet: add them here"
+#error "there are no system calls for this architecture yet: add them here"
 #endif
 
 static inline long syscall6(long number, long a, long b, long c, long d, long e, long f)
@@ -93,6 +93,8 @@ enum { MS_RDONLY = 1, MS_NOSUID = 2, MS_NODEV = 4, MS_NOEXEC = 8, MS_REMOUNT = 3
 /* include/uapi/linux/reboot.h */
 #define REBOOT_MAGIC1 0xfee1dead
 #define REBOOT_MAGIC2 672274793
+#define REBOOT_RESTART 0x01234567
+#define REBOOT_HALT 0xcdef0123
 #define REBOOT_POWER_OFF 0x4321fedc
 
 /* include/uapi/asm-generic/signal.h, of both architectures */
@@ -105,7 +107,7 @@ enum { POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16 };
 struct pollfd { int fd; short events, revents; };
 struct timespec { long seconds, nanoseconds; };
 
-/* include/uapi/asm-generic/ioctls.h and termios.h */
+/* include/uapi/asm-generic/ioctls.h and termios.h; TCSBRK with an argument of 1 waits until all is sent */
 enum { TCSBRK = 0x5409, TIOCSCTTY = 0x540e, TIOCSWINSZ = 0x5414 };
 #define TIOCGPTN 0x80045430
 #define TIOCSPTLCK 0x40045431
