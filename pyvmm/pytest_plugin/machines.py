@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pyvmm.api.complaints import Complaints
 from pyvmm.api.machine import Machine
 from pyvmm.errors import KvmMissing, KvmPermission, PyvmmError
 from pyvmm.pytest_plugin.marker import CALL_KEYWORDS, KEYWORDS, check, listed, settings
@@ -63,13 +64,10 @@ class Booted:
 
     def splats(self) -> list[Splat]:
         """The first of those that are not allowed, of what the console has shown."""
-        from pyvmm.splats import SplatWatcher, first
-
-        console, watcher = self.vm.console, SplatWatcher(self.allow)
-        found: list[Splat] = []
+        console, complaints = self.vm.console, Complaints(self.allow)
         for piece in _pieces(self.log) if console.forgotten and self.log is not None else [console.log]:
-            found = first([*found, *watcher.feed(piece)])
-        return [splat for splat in first([*found, *watcher.end()]) if not splat.allowed]
+            complaints.feed(piece)
+        return [splat for splat in complaints.end() if not splat.allowed]
 
 
 def _pieces(log: str) -> Iterator[bytes]:

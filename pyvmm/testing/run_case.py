@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from loader.errors import LoaderError
+from pyvmm.api.complaints import Complaints
 from pyvmm.errors import CommandTimeout, ExpectTimeout, GuestError, PyvmmError, UsageError
 from pyvmm.machine.outcome import (
     EXIT_ABSENT,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pyvmm.api.console import Console
     from pyvmm.api.machine import Machine
     from pyvmm.ktap import Ktap
-    from pyvmm.splats import Splat, SplatWatcher
 
 #: Bytes of console, standard output and standard error in a result.
 KEPT = 64 << 10
@@ -69,8 +69,6 @@ class _Case:
         self._is_ready = False
         self._stdout = self._stderr = b""
         self._complaint: GuestError | None = None
-        self._watcher: SplatWatcher | None = None
-        self._splats: list[Splat] = []
         self._found = CaseResult(
             spec.id, spec.kernel, spec.machine, spec.case, "error", started=time.time(), attempts=spec.attempt,
             worker=f"{socket.gethostname()}/{os.getpid()}",
@@ -96,12 +94,13 @@ class _Case:
         spec = self.spec
         if not os.path.exists(spec.path):
             raise UsageError(f"{spec.path}: no such file", "build the kernel first")
+        complaints = Complaints(spec.allow_splat)
         log = _log_path(spec)
         self._found.console_log = log
         self._note("start")
         vm = self._factory(spec, log)
         with vm:
-            vm.console.on_forget = self._look
+            complaints.watch(vm.console)
             self._note("the guest runs")
             self._deadline = time.monotonic() + spec.timeout
             try:
@@ -116,10 +115,10 @@ class _Case:
             try:
                 end = vm.wait(_END_SECONDS)
             except GuestError as error:  # its process went away, or hangs
-                self._keep(console)
+                self._keep(console, complaints)
                 raise PyvmmError(error.message, error.hint) from None
             self._note(f"ended: {end.outcome}")
-            self._keep(console)
+            self._keep(console, complaints)
             self._found.exits = {key: end.exits[key] for key in ("total", "by_device") if key in end.exits}
             self._found.guest_status = end.status if self._status is None else self._status
             if end.outcome == Outcome.EXPECTED:
@@ -164,27 +163,13 @@ class _Case:
     def _note(self, event: str) -> None:
         self._found.timeline.append((round(time.monotonic() - self._begun, 4), event))
 
-    def _look(self, printed: bytes) -> None:
-        """Look for splats in what the console is about to forget, or has kept; in order, nothing twice."""
-        from pyvmm.splats import SplatWatcher, first
-
-        if self._watcher is None:
-            self._watcher = SplatWatcher(self.spec.allow_splat)
-        self._splats = first([*self._splats, *self._watcher.feed(printed)])
-
-    def _keep(self, console: Console) -> None:
+    def _keep(self, console: Console, complaints: Complaints) -> None:
         """Put what was printed into the result: the end of it, and the splats of all of it."""
-        from pyvmm.splats import first
-
         found = self._found
-        console.on_forget = None
-        log = console.log
-        found.console = log[-KEPT:].decode("utf-8", "replace")
+        found.console = console.tail(KEPT)
         found.stdout = self._stdout[-KEPT:].decode("utf-8", "replace")
         found.stderr = self._stderr[-KEPT:].decode("utf-8", "replace")
-        self._look(log)
-        assert self._watcher is not None
-        found.splats = [each.as_dict() for each in first([*self._splats, *self._watcher.end()])]
+        found.splats = [each.as_dict() for each in complaints.all_of(console)]
 
     # -- what is thought of it ----------------------------------------------------------------------------------
 

@@ -29,6 +29,9 @@ class FakeConsole:
         self.log = log
         self.at = 0
 
+    def tail(self, count):
+        return self.log[-count:].decode("utf-8", "replace")
+
     def expect_exact(self, texts, timeout):
         found = [(self.log.find(text.encode(), self.at), n) for n, text in enumerate(texts)]
         found = [each for each in found if each[0] >= 0]
