@@ -89,11 +89,6 @@ class LocalProcess:
         finally:
             theirs.close()
 
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return int(self._process.pid)
-
     def wait(self, timeout: float) -> bool:
         try:
             self._process.wait(timeout)

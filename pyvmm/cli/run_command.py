@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import sys
 import time
 
 from pyvmm.agent import CannotRun
-from pyvmm.cli import say
-from pyvmm.cli.arguments import Parser
-from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, TripleFault, UsageError
+from pyvmm.cli import run_options, say
+from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, TripleFault
 from pyvmm.machine.outcome import (
     EXIT_COLLISION,
     EXIT_ERROR,
@@ -31,99 +29,13 @@ if TYPE_CHECKING:
     from pyvmm.api.machine import Machine
     from pyvmm.splats import Splat, SplatWatcher
 
-#: Memory for a guest that runs more than its init.
-DEFAULT_MEMORY = "1G"
 #: Seconds that a guest which may have written to the host's files has to end in order.
 SHUTDOWN_SECONDS = 30.0
-#: Where the agent mounts file systems of the guest's own (kernels/agent/boot.c).
-OWN_FOLDERS = ("/dev", "/proc", "/run", "/sys", "/tmp")
 #: What a shell gives for a command that cannot be executed, or is not there.
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 #: Lines of console that are shown when something went wrong.
 TAIL_LINES = 30
-
-
-def parser() -> Parser:
-    """The command line of ``pyvmm run``."""
-    parser = Parser(
-        "pyvmm run",
-        "Run a command, as root, under the given kernel: on this host's own files, read-only with changes kept in the "
-        "guest's memory, unless another root is given. Without a command, a shell. Exit status: the command's.",
-    )
-    parser.advice = "; those of the command come after --"
-    add = parser.add_argument
-    add(
-        "command",
-        nargs="*",
-        metavar="COMMAND",
-        help="what to run, after --; one word with blanks goes to a shell",
-    )
-    add(
-        "-k",
-        "--kernel",
-        metavar="FILE",
-        required=True,
-        help="a bzImage, Image or vmlinux, or a kernel's build tree",
-    )
-    add(
-        "--root",
-        default="/",
-        metavar="/|DIR|DISK|initramfs",
-        help="the guest's root file system (default: /)",
-    )
-    add(
-        "--rw",
-        action="store_true",
-        help="let the guest write to its root, instead of to a copy that is forgotten",
-    )
-    add(
-        "--rodir",
-        action="append",
-        default=[],
-        metavar="DIR[:GUEST]",
-        help="a directory that the guest sees there too",
-    )
-    add("--rwdir", action="append", default=[], metavar="DIR[:GUEST]", help="one that it can write to")
-    add(
-        "--modules", metavar="DIR", help="where the kernel's modules are, if they are not found by themselves"
-    )
-    add(
-        "--module",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="load this module, and what it depends on",
-    )
-    add("--cpus", type=int, default=1, metavar="N", help="vCPUs (default: 1)")
-    add("--memory", default=DEFAULT_MEMORY, metavar="SIZE", help=f"guest RAM (default: {DEFAULT_MEMORY})")
-    add("--timeout", type=float, metavar="SECONDS", help="give up after so long; exit code 124")
-    add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
-    add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or pass on ours")
-    add("--cwd", metavar="DIR", help="the command's directory (default: this one if the root is /)")
-    add(
-        "--device",
-        action="append",
-        default=[],
-        metavar="KIND=...",
-        help="a device as of pyvmm boot: net=user, rng",
-    )
-    add(
-        "--allow-splat",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="a kernel message that does not matter",
-    )
-    add("--console-log", metavar="FILE", help="the kernel's console into FILE")
-    add("--result", metavar="FILE.json", help="how it ended, as JSON")
-    add(
-        "--lab",
-        action="store_true",
-        help="inside the lab, an emulated host with real KVM, whose own / is the root",
-    )
-    add("--verbose", action="store_true", help="show the kernel's console, on standard error")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -132,17 +44,17 @@ def main(arguments: Sequence[str]) -> int:
     from pyvmm.api.machine import Machine
     from pyvmm.api.root import Root
 
-    options = parser().parse_args(list(arguments))
+    options = run_options.parser().parse_args(list(arguments))
     options.kernel = find_image(options.kernel)
-    _check(options)
+    run_options.check(options)
     if options.result is not None:
         from pyvmm.cli import result_file
 
         result_file.check(options.result)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    command = _command(options, interactive)
+    command = run_options.command(options, interactive)
     machine = Machine(
-        options.kernel, cmdline=_cmdline(options), memory=options.memory, cpus=options.cpus, lab=options.lab,
+        options.kernel, cmdline=run_options.cmdline(options), memory=options.memory, cpus=options.cpus, lab=options.lab,
         root=Root(options.root, writable=options.rw), rodirs=options.rodir, rwdirs=options.rwdir,
         modules=options.modules, drivers=options.module, devices=options.device, log=options.console_log,
         on_console=_show if options.verbose else None,
@@ -198,30 +110,11 @@ class _Run:
         self._handed_on = foreground.handed_on
         try:
             return foreground.run(
-                command, env=_environment(self._options, interactive), cwd=self._cwd(), timeout=self._left()
-            )
+                command, env=run_options.environment(self._options, interactive), cwd=run_options.cwd(self._options),
+                timeout=self._left(),
+            )  # fmt: skip
         except Interrupted as interrupted:
             raise KeyboardInterrupt from interrupted
-
-    def _cwd(self) -> str | None:
-        """The command's directory: ours, unless the guest has a file system of its own there."""
-        from pyvmm.api.root import Share
-
-        options = self._options
-        if options.cwd is not None:
-            return str(options.cwd)
-        if options.root != "/" or options.lab:
-            return None
-        here = os.getcwd()
-        shares = [Share(text, 0, writable=False).guest for text in (*options.rodir, *options.rwdir)]
-        if _beneath(here, OWN_FOLDERS) and not _beneath(here, shares):
-            folder = here.split("/")[1]
-            say(
-                f"pyvmm: note: the command runs in /: {here} is not in the guest, whose /{folder} is its own",
-                "hint: --rodir . or --rwdir . brings it there",
-            )
-            return None
-        return here
 
     def _code(self, status: int) -> int:
         """The exit code for a command's status, or minus the signal that ended it."""
@@ -308,65 +201,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _beneath(path: str, folders: Sequence[str]) -> bool:
-    """Whether ``path`` is one of ``folders``, or in one."""
-    return any(path == each or path.startswith(each.rstrip("/") + "/") for each in folders)
-
-
 def _show(data: bytes) -> None:
     """The kernel's console, on standard error."""
     with contextlib.suppress(OSError):
         sys.stderr.buffer.write(data)
         sys.stderr.buffer.flush()
-
-
-def _check(options: argparse.Namespace) -> None:
-    """UsageError, before anything is booted, for a time, a pattern or a device that is none."""
-    if options.timeout is not None and not options.timeout > 0:
-        raise UsageError(f"--timeout {options.timeout:g} makes no sense", "give a number of seconds above 0")
-    if options.allow_splat:
-        from pyvmm.splats import SplatWatcher
-
-        SplatWatcher(options.allow_splat)
-    if options.device:
-        from pyvmm.testing import machines
-
-        for text in options.device:
-            machines.device(text, os.getcwd())
-
-
-def _command(options: argparse.Namespace, interactive: bool) -> str | list[str]:
-    """What to run: a shell, where nothing is said and somebody is there to use it."""
-    command: list[str] = options.command
-    if not command:
-        if not interactive:
-            raise UsageError(
-                "there is no command to run", "give one after --: pyvmm run -k bzImage -- uname -r"
-            )
-        return [os.environ.get("SHELL", "/bin/sh") if options.root == "/" else "/bin/sh"]
-    return command[0] if len(command) == 1 and " " in command[0] else command
-
-
-def _cmdline(options: argparse.Namespace) -> str:
-    from pyvmm.arch import CMDLINES, DEFAULT_CMDLINE
-    from pyvmm.lab.choice import architecture_for
-
-    console = CMDLINES.get(architecture_for(options.kernel), DEFAULT_CMDLINE)
-    # Warnings are to be seen, as splats are among them, and no more than those: each line costs the guest time.
-    quiet = "" if options.verbose or options.console_log else " loglevel=5"
-    return f"{console}{quiet} panic=-1 {options.cmdline}".strip()
-
-
-def _environment(options: argparse.Namespace, interactive: bool) -> dict[str, str]:
-    found = {"TERM": os.environ.get("TERM", "dumb")} if interactive else {}
-    for text in options.env:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise UsageError(f"--env {text}: there is no name", "write NAME=VALUE, or NAME to pass ours on")
-        if equals:
-            found[name] = value
-        elif name in os.environ:
-            found[name] = os.environ[name]
-        else:
-            raise UsageError(f"--env {name}: no such variable here", "write NAME=VALUE")
-    return found

@@ -18,7 +18,7 @@ from pyvmm import cli
 from pyvmm.agent import CannotRun
 from pyvmm.api.command import Command, arguments_of
 from pyvmm.api.console import Console
-from pyvmm.cli import run_command
+from pyvmm.cli import run_options
 
 
 class Running:
@@ -266,7 +266,7 @@ class TestArguments:
         below = tmp_path / "below"
         below.mkdir()
         monkeypatch.setattr("os.getcwd", lambda: str(below))
-        monkeypatch.setattr(run_command, "OWN_FOLDERS", [str(tmp_path)])
+        monkeypatch.setattr(run_options, "OWN_FOLDERS", [str(tmp_path)])
         code, _, error = run()
         assert (code, run.machine.made.command["cwd"]) == (0, None)
         assert f"note: the command runs in /: {below} is not in the guest" in error and "--rwdir" in error
