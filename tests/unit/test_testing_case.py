@@ -236,8 +236,10 @@ class TestSplats:
         assert verdict(found) == ("timeout", 124)
         assert "WARNING" in found.reason
 
-    def test_a_pattern_that_is_none_cannot_be_tested(self, case):
-        assert verdict(case(FakeMachine(WARNING), allow_splat=["("])) == ("error", 125)
+    def test_a_pattern_that_is_none_cannot_be_tested_and_boots_nothing(self, case):
+        found = case(factory=lambda spec, log: pytest.fail("booted"), allow_splat=["("])
+        assert verdict(found) == ("error", 125)
+        assert "no regular expression" in found.reason
 
 
 class TestCommands:
