@@ -23,7 +23,8 @@ long read_file(const char *path, char *data, size_t size);
 void boot(void);
 /* Everything is written out, and the machine switched off. */
 void power_off(void) __attribute__((noreturn));
-/* Open the port of that name, waiting for its driver; a negative errno if there is none after some seconds. */
+
+/* port.c: open the virtio port of that name, waiting for its driver; a negative errno if there is none after some seconds. */
 long open_port(const char *name);
 
 /* serve.c: commands for the host, until the channel ends (which one of a virtio port, reopens, never does) */

@@ -1,4 +1,4 @@
-/* The first process: mounts, modules, the root file system, the port.
+/* The first process: mounts, modules, the root file system, and its end.
  *
  * The initramfs that the agent comes in may hold, in /pyvmm:
  *
@@ -14,7 +14,7 @@
 #define LOWER "/pyvmm/lower"
 #define LAYER "/pyvmm/layer"
 
-enum { PORT_PATIENCE = 10000, DEVICE_PATIENCE = 10000, END_PATIENCE = 2000 }; /* milliseconds */
+enum { DEVICE_PATIENCE = 10000, END_PATIENCE = 2000 }; /* milliseconds */
 
 static char text[256 * 1024];
 
@@ -274,57 +274,4 @@ void power_off(void)
 	syscall3(SYS_reboot, REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_POWER_OFF);
 	for (;;)
 		nap(1000000);
-}
-
-/* The device node of the virtio port that has this name, by sysfs; 0 if there is none (yet). */
-static int find_port(const char *wanted, char *path, size_t size)
-{
-	static char entries[4096] __attribute__((aligned(8)));
-	static const char class[] = "/sys/class/virtio-ports";
-	long directory = sys_open(class, O_RDONLY | O_DIRECTORY, 0), got;
-	int found = 0;
-
-	if (directory < 0)
-		return 0;
-	while (!found && (got = syscall3(SYS_getdents64, directory, entries, sizeof(entries))) > 0)
-		for (long at = 0; at < got && !found;) {
-			struct dirent64 *entry = (struct dirent64 *)(entries + at);
-			char name[128], file[256] = "";
-
-			at += entry->length;
-			if (entry->name[0] == '.')
-				continue;
-			append(file, sizeof(file), class);
-			append(file, sizeof(file), "/");
-			append(file, sizeof(file), entry->name);
-			append(file, sizeof(file), "/name");
-			if (read_file(file, name, sizeof(name)) < 0)
-				continue;
-			for (char *end = name; *end; end++)
-				if (*end == '\n')
-					*end = 0;
-			if (same(name, wanted)) {
-				path[0] = 0;
-				append(path, size, "/dev/");
-				found = append(path, size, entry->name);
-			}
-		}
-	sys_close((int)directory);
-	return found;
-}
-
-long open_port(const char *name)
-{
-	char path[256];
-
-	for (int waited = 0, step = 1; waited < PORT_PATIENCE; waited += step, step += step < 50) {
-		if (find_port(name, path, sizeof(path))) {
-			long fd = sys_open(path, O_RDWR | O_NONBLOCK | O_NOCTTY, 0);
-
-			if (fd >= 0)
-				return fd;
-		}
-		nap(step);
-	}
-	return -ENODEV;
 }
