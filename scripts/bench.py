@@ -6,7 +6,6 @@ a ratio does.  Exits to userspace are counted by the kernel (scripts/count_exits
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PYVMM = str(ROOT / ".venv" / "bin" / "pyvmm")
+from bench_boots import PYVMM, QEMU, ROOT, Boots, QemuBundle, parser, say, show_targets, stock_kernel, write
+
 FOUR = ROOT / "kernels" / "build" / "x86_64" / "four.elf"
-QEMU = "qemu-system-x86_64"
 QUIET, LOUD = "console=ttyS0 quiet", "console=ttyS0"
 
 #: What this project holds itself to (figure, at most).
@@ -34,11 +32,6 @@ TARGETS = {
     "Debian boot, wall against QEMU microvm": 0.5,
     "resident memory beyond guest RAM, MiB": 40,
 }
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 # --- start-up on this host ---------------------------------------------------------------------------------
@@ -88,114 +81,11 @@ def startup(runs: int) -> dict[str, Any]:
 
 
 # --- a stock kernel, where KVM is real -----------------------------------------------------------------------
-class QemuBundle:
-    """QEMU with its libraries and firmware in one folder, so that it runs anywhere, beside another C library."""
-
-    def __init__(self, folder: Path) -> None:
-        program = shutil.which(QEMU)
-        self.folder = folder if program is not None else None
-        if program is None:
-            return
-        for name in ("lib", "share"):
-            (folder / name).mkdir(parents=True)
-        listing = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-        libraries = {word for line in listing.splitlines() for word in line.split() if word.startswith("/")}
-        for library in libraries:
-            shutil.copy(library, folder / "lib")
-        self.interpreter = folder / "lib" / Path(next(path for path in libraries if "/ld-linux" in path)).name
-        shutil.copy(program, folder)
-        for name in ("bios-microvm.bin", "qboot.rom", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"):
-            for data in (Path("/usr/share/qemu"), Path("/usr/share/seabios")):
-                if (data / name).exists():
-                    shutil.copy(data / name, folder / "share")
-
-    def boot(self, kernel: str, initrd: str, cmdline: str) -> list[str]:
-        """QEMU's microvm machine booting the same kernel and initrd."""
-        assert self.folder is not None
-        return [
-            str(self.interpreter), "--library-path", str(self.folder / "lib"), str(self.folder / QEMU),
-            "-L", str(self.folder / "share"), "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "512M",
-            "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-            "-kernel", kernel, "-initrd", initrd, "-append", cmdline,
-        ]  # fmt: skip
-
-
 def kvmtool_boot(program: str, kernel: str, initrd: str, cmdline: str) -> list[str]:
     """kvmtool booting the same kernel and initrd."""
     return [
-        program,
-        "run",
-        "-k",
-        kernel,
-        "-i",
-        initrd,
-        "-m",
-        "512",
-        "-c",
-        "1",
-        "-p",
-        cmdline,
-        "--console",
-        "serial",
-    ]
-
-
-class Boots:
-    """Runs boots of ``arch`` where KVM is real, here or in one lab session, each under the exit counter."""
-
-    def __init__(
-        self, folder: Path, kernel: str, initrd: str, extra: list[str], arch: str = "x86_64"
-    ) -> None:
-        from pyvmm.lab import Lab
-
-        hardware = json.loads(
-            subprocess.run([PYVMM, "doctor", "--json"], capture_output=True, check=False).stdout
-        )["kvm"]
-        self.folder = folder
-        here = hardware == "hardware" and os.uname().machine == arch
-        self.lab = None if here else Lab(arch)
-        self.carry = [kernel, initrd, str(ROOT / "scripts" / "count_exits.py"), *extra]
-
-    def __enter__(self) -> Boots:
-        if self.lab is not None:
-            self.lab.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.lab is not None:
-            self.lab.__exit__(*exception)
-
-    @property
-    def place(self) -> str:
-        """Where the boots run, in words."""
-        return "this host" if self.lab is None else "the lab"
-
-    def run(self, name: str, command: list[str], *, result: bool = False) -> dict[str, Any]:
-        """One boot; returns the counter's figures, with pyvmm's own result under ``result``."""
-        counts, own, log = (self.folder / f"{name}.{suffix}" for suffix in ("counts", "result", "log"))
-        counted = ["python3", str(ROOT / "scripts" / "count_exits.py"), str(counts), *command]
-        if result:
-            counted += ["--result", str(own)]
-        say(f"{name} in {self.place}")
-        with log.open("wb") as output:
-            if self.lab is None:
-                status = subprocess.run(
-                    counted, stdin=subprocess.DEVNULL, stdout=output, check=False
-                ).returncode
-            else:
-                status = self.lab.run(
-                    counted, carry_in=self.carry, carry_out=[str(counts), str(own)], stdin=None, stdout=output.fileno(),
-                    timeout=240,
-                )  # fmt: skip
-        self.carry = []  # the session keeps what it was given
-        if not counts.exists():
-            raise SystemExit(f"bench: {name} could not be run (status {status}): {log.read_bytes()[-500:]!r}")
-        figures: dict[str, Any] = json.loads(counts.read_text())
-        figures["console_bytes"] = log.stat().st_size
-        figures["reached_userspace"] = b"pyvmm: userspace reached" in log.read_bytes()
-        if result:
-            figures["result"] = json.loads(own.read_text())
-        return figures
+        program, "run", "-k", kernel, "-i", initrd, "-m", "512", "-c", "1", "-p", cmdline, "--console", "serial",
+    ]  # fmt: skip
 
 
 def boots(kernel: str, kvmtool: str | None) -> dict[str, Any]:
@@ -299,37 +189,29 @@ def show(report: dict[str, Any]) -> None:
             print(
                 f"  {name:24}{row['exits']:8}{row['wall_s']:7.1f} s{row['cpu_s']:7.1f} s{bytes_:8} B  {detail}{reached}"
             )
-    print("\nFigures with a target")
-    for name, value in report["figures"].items():
-        verdict = "reached" if value <= TARGETS[name] else "NOT reached"
-        print(f"  {name:52}{value:9g}  at most {TARGETS[name]:<6g} {verdict}")
+    show_targets(report["figures"], TARGETS)
 
 
 def main() -> int:
     """Measure what was asked for; print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
-    parser.add_argument("--runs", type=int, default=15, help="runs of the start-up part (default: 15)")
-    parser.add_argument("--kvmtool", metavar="PATH", help="a kvmtool binary (lkvm) to run beside")
-    parser.add_argument(
+    arguments = parser("scripts/bench", __doc__)
+    arguments.add_argument("--runs", type=int, default=15, help="runs of the start-up part (default: 15)")
+    arguments.add_argument("--kvmtool", metavar="PATH", help="a kvmtool binary (lkvm) to run beside")
+    arguments.add_argument(
         "--kernel", metavar="bzImage", help="the kernel to boot (default: Debian's 6.1 cloud kernel)"
     )
-    parser.add_argument("--only", choices=("startup", "boot"), help="one part alone")
-    options = parser.parse_args()
+    arguments.add_argument("--only", choices=("startup", "boot"), help="one part alone")
+    options = arguments.parse_args()
     report: dict[str, Any] = {}
     if options.only != "boot":
         report["startup"] = startup(options.runs)
     if options.only != "startup":
-        kernel = options.kernel
-        if kernel is None:
-            fetch = [ROOT / "scripts" / "fetch-kernels", "debian-6.1-cloud"]
-            kernel = subprocess.run(fetch, check=True, capture_output=True, text=True).stdout.split()[-1]
+        kernel = options.kernel or stock_kernel("debian-6.1-cloud")
         report["kernel"] = kernel
         report["boots"] = boots(os.path.abspath(kernel), options.kvmtool)
     report["figures"] = figures(report)
     show(report)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    write(report, options.json)
     return 0
 
 

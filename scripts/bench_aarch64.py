@@ -7,20 +7,17 @@ counted by the kernel (scripts/count_exits.py).  The time that the lab takes to 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import ROOT, Boots, say
+from bench_boots import Boots, parser, say, show_targets, stock_kernel, write
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
@@ -205,30 +202,23 @@ def show(report: dict[str, Any]) -> None:
             print(
                 f"  {vmm:12}{exits:>12}{row['wall_s']:7.1f} s{row['cpu_s']:7.1f} s{own / row['wall_s']:10.2f}  {detail}"
             )
-    print("\nFigures with a target")
-    for name, value in report["figures"].items():
-        verdict = "reached" if value <= TARGETS[name] else "NOT reached"
-        print(f"  {name:52}{value:9g}  at most {TARGETS[name]:<6g} {verdict}")
+    show_targets(report["figures"], TARGETS)
 
 
 def main() -> int:
     """Measure; print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(prog="scripts/bench --arch aarch64", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
-    parser.add_argument("--rounds", type=int, default=3, help="boots by each (default: 3)")
-    parser.add_argument(
+    arguments = parser("scripts/bench --arch aarch64", __doc__)
+    arguments.add_argument("--rounds", type=int, default=3, help="boots by each (default: 3)")
+    arguments.add_argument(
         "--lkvm", metavar="PATH", default=os.environ.get("LKVM"),
         help="a kvmtool binary for arm64 to run beside (default: $LKVM)",
     )  # fmt: skip
-    parser.add_argument("--kernel", metavar="Image", help=f"the kernel to boot (default: {KERNEL})")
-    parser.add_argument("--only", choices=("boot", "lab"), help="one part alone")
-    options = parser.parse_args()
+    arguments.add_argument("--kernel", metavar="Image", help=f"the kernel to boot (default: {KERNEL})")
+    arguments.add_argument("--only", choices=("boot", "lab"), help="one part alone")
+    options = arguments.parse_args()
     report: dict[str, Any] = {"rounds": options.rounds, "figures": {}}
     if options.only != "lab":
-        kernel = options.kernel
-        if kernel is None:
-            fetch = [ROOT / "scripts" / "fetch-kernels", KERNEL]
-            kernel = subprocess.run(fetch, check=True, capture_output=True, text=True).stdout.split()[-1]
+        kernel = options.kernel or stock_kernel(KERNEL)
         report["kernel"] = kernel
         lkvm = os.path.abspath(options.lkvm) if options.lkvm else None
         report.update(boots(os.path.abspath(kernel), lkvm, max(1, options.rounds)))
@@ -239,8 +229,7 @@ def main() -> int:
         report["figures"]["lab, cold start to the first command, s"] = report["lab_starts"]["cold"]
         report["figures"]["lab, saved state to the first command, s"] = report["lab_starts"]["saved"]
     show(report)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    write(report, options.json)
     return 0
 
 

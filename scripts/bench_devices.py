@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import PYVMM, QUIET, ROOT, Boots, QemuBundle, say
+from bench import QUIET
+from bench_boots import PYVMM, ROOT, Boots, QemuBundle, parser, say, stock_kernel, verdict, write
 
 from pyvmm.lab import programs
 
@@ -242,11 +243,6 @@ def boots(bench: Bench, machines: Boots) -> dict[str, Any]:
 
 
 # --- the report ------------------------------------------------------------------------------------------------
-def verdict(reached: bool | None) -> str:
-    """The last column."""
-    return "" if reached is None else "reached" if reached else "NOT reached"
-
-
 def show(report: dict[str, Any]) -> None:
     """The report as tables."""
     if "devices" in report:
@@ -257,11 +253,10 @@ def show(report: dict[str, Any]) -> None:
         )
         for name, row in report["rates"].items():
             _, unit, least = WORK[name]
-            wanted = "" if least is None else f"at least {least}"
+            wanted = "" if least is None else f"at least {least:<5}{verdict(row['ratio'] >= least)}"
             print(
                 f"  {name:24}{row[OURS]:10.1f}{row[THEIRS]:14.1f} {unit:11}{row['ratio']:6.2f}{row['median']:8.2f}"
-                f"{row[f'{OURS}: exits']:12.3f}{row[f'{THEIRS}: exits']:10.3f}   {wanted:13}"
-                f"{verdict(None if least is None else row['ratio'] >= least)}"
+                f"{row[f'{OURS}: exits']:12.3f}{row[f'{THEIRS}: exits']:10.3f}   {wanted}"
             )
         print("  pyvmm, from its start: " + json.dumps(report["devices"]["by device"]))
     if "boots" in report:
@@ -282,22 +277,20 @@ def show(report: dict[str, Any]) -> None:
 
 def main() -> int:
     """Measure what was asked for; print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(prog="scripts/bench --devices", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
-    parser.add_argument("--only", choices=("work", "boots"), help="one part alone")
-    parser.add_argument("--rounds", type=int, default=10, help="runs of each piece of work (default: 10)")
-    parser.add_argument(
+    arguments = parser("scripts/bench --devices", __doc__)
+    arguments.add_argument("--only", choices=("work", "boots"), help="one part alone")
+    arguments.add_argument("--rounds", type=int, default=10, help="runs of each piece of work (default: 10)")
+    arguments.add_argument(
         "--seconds", type=int, default=600, help="no further run after that long (default: 600)"
     )
-    parser.add_argument("--work", default="", metavar="TEXT", help="only what has TEXT in its name")
-    parser.add_argument("--mib", type=int, help=f"1 MiB requests in a run (in the lab: {LAB['mib']})")
-    parser.add_argument("--requests", type=int, help=f"4 KiB requests in a run ({LAB['requests']})")
-    parser.add_argument("--net-mib", type=int, help=f"MiB sent in a run ({LAB['net_mib']})")
-    parser.add_argument("--pings", type=int, help=f"bytes sent and returned in a run ({LAB['pings']})")
-    options = parser.parse_args()
-    fetch = [str(ROOT / "scripts" / "fetch-kernels"), KERNEL]
+    arguments.add_argument("--work", default="", metavar="TEXT", help="only what has TEXT in its name")
+    arguments.add_argument("--mib", type=int, help=f"1 MiB requests in a run (in the lab: {LAB['mib']})")
+    arguments.add_argument("--requests", type=int, help=f"4 KiB requests in a run ({LAB['requests']})")
+    arguments.add_argument("--net-mib", type=int, help=f"MiB sent in a run ({LAB['net_mib']})")
+    arguments.add_argument("--pings", type=int, help=f"bytes sent and returned in a run ({LAB['pings']})")
+    options = arguments.parse_args()
     os.environ["PATH"] = f"{Path(PYVMM).parent}:{os.environ['PATH']}"
-    kernel = subprocess.run(fetch, check=True, capture_output=True, text=True).stdout.split()[-1]
+    kernel = stock_kernel(KERNEL)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), kernel)
         with Boots(bench.folder, kernel, str(bench.shell), bench.files()) as machines:
@@ -308,8 +301,7 @@ def main() -> int:
             if options.only != "work":
                 report["boots"] = boots(bench, machines)
     show(report)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    write(report, options.json)
     return 0
 
 

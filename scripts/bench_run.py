@@ -9,7 +9,6 @@ its exit status: with -v it says "script exited with code 0", and vng ends with 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import ROOT, QemuBundle, say
+from bench_boots import QemuBundle, parser, say, stock_kernel, verdict, write
 
 from pyvmm.errors import UsageError
 
@@ -69,20 +68,8 @@ def virtme_ng() -> Path:
         if not os.path.isdir(final):
             with cache.workspace(locked) as work:
                 made = os.path.join(work, "made")
-                subprocess.run(
-                    [
-                        sys.executable,
-                        "-m",
-                        "pip",
-                        "install",
-                        "-q",
-                        "--no-compile",
-                        "--target",
-                        made,
-                        VIRTME_NG,
-                    ],
-                    check=True,
-                )
+                pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile"]
+                subprocess.run([*pip, "--target", made, VIRTME_NG], check=True)
                 cache.publish(made, final)
     return Path(final)
 
@@ -189,29 +176,22 @@ def measure(kernel: str, rounds: int) -> dict[str, Any]:
 
 def main() -> int:
     """Measure; print the table, write the JSON."""
-    parser = argparse.ArgumentParser(prog="scripts/bench --run", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON too")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each, by turns (default: 3)")
-    parser.add_argument("--kernel", metavar="bzImage", help="a kernel of scripts/fetch-kernels")
-    options = parser.parse_args()
-    kernel = options.kernel
-    if kernel is None:
-        fetch = [ROOT / "scripts" / "fetch-kernels", "debian-6.1"]
-        kernel = subprocess.run(fetch, check=True, capture_output=True, text=True).stdout.split()[-1]
+    arguments = parser("scripts/bench --run", __doc__)
+    arguments.add_argument("--rounds", type=int, default=3, help="runs of each, by turns (default: 3)")
+    arguments.add_argument("--kernel", metavar="bzImage", help="a kernel of scripts/fetch-kernels")
+    options = arguments.parse_args()
+    kernel = options.kernel or stock_kernel("debian-6.1")
     found = measure(os.path.abspath(kernel), options.rounds)
-    for name, what in (
-        ("pyvmm", "pyvmm run -k bzImage -- true"),
-        ("vng", "vng --force-9p -r bzImage -- true"),
-    ):
+    commands = {"pyvmm": "pyvmm run -k bzImage -- true", "vng": "vng --force-9p -r bzImage -- true"}
+    for name, what in commands.items():
         each = ", ".join(f"{time:.2f}" for time in found[name])
         print(f"  {what:34} median {statistics.median(found[name]):6.2f} s   ({each})")
     ratio = statistics.median(found["pyvmm"]) / statistics.median(found["vng"])
     found["ratio"] = round(ratio, 3)
-    print(f"  ratio {ratio:.2f}, at most {AT_MOST}: {'reached' if ratio <= AT_MOST else 'NOT reached'}")
+    print(f"  ratio {ratio:.2f}, at most {AT_MOST}: {verdict(ratio <= AT_MOST)}")
     for failure in found["failed"]:
         print(f"  FAILED: {failure}: the figures mean nothing")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
+    write(found, options.json)
     return 1 if found["failed"] or ratio > AT_MOST else 0
 
 
