@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 
+from pyvmm import output_file
 from pyvmm.cli.arguments import Parser
 from pyvmm.errors import UsageError
 
@@ -82,7 +83,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     from pyvmm.initramfs import archive
 
-    _write(options.output, _compressed(archive(entries), options.compress))
+    data = _compressed(archive(entries), options.compress)
+    if options.output == "-":
+        sys.stdout.flush()
+        output_file.write_all(1, data)
+    else:
+        output_file.write("-o", options.output, data)
     return 0
 
 
@@ -214,15 +220,13 @@ def _compressed(data: bytes, how: str) -> bytes:
 def _check_output(options: argparse.Namespace) -> None:
     """UsageError for an output that cannot be written, or should not."""
     path = options.output
+    if path != "-":
+        output_file.check("-o", path)
+    if sys.stdout.isatty() if path == "-" else _is_terminal(path):
+        raise UsageError("an initramfs is not written to a terminal", "give a file: -o FILE, or a pipe")
     if path == "-":
-        if sys.stdout.isatty():
-            raise UsageError("an initramfs is not written to a terminal", "give a file: -o FILE, or a pipe")
         return
     folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        raise UsageError(f"-o {path}: is a directory", "name a file in it")
-    if not os.path.isdir(folder):
-        raise UsageError(f"-o {path}: there is no directory {folder}", "make the directory first")
     for text in options.dir:
         host = os.path.realpath(_host_and_guest("--dir", text)[0])
         if os.path.commonpath([host, folder]) == host:
@@ -231,46 +235,14 @@ def _check_output(options: argparse.Namespace) -> None:
             )
 
 
-def _write(path: str, data: bytes) -> None:
-    """A file whole or not at all; anything else, as a pipe, in place."""
+def _is_terminal(path: str) -> bool:
     try:
-        if path == "-":
-            sys.stdout.flush()
-            _write_all(1, data)
-            return
-        target = os.path.realpath(path)
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
-            try:
-                if os.isatty(fd):
-                    raise UsageError(
-                        "an initramfs is not written to a terminal", "give a file: -o FILE, or a pipe"
-                    )
-                _write_all(fd, data)
-            finally:
-                os.close(fd)
-            return
-        temporary = f"{target}.{os.urandom(6).hex()}.tmp"
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                _write_all(fd, data)
-            finally:
-                os.close(fd)
-            os.replace(temporary, target)
-        except BaseException:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}", "choose a writable place with enough space"
-        ) from None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+        if not stat.S_ISCHR(os.stat(path).st_mode):
+            return False
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:  # which writing to it tells
+        return False
+    try:
+        return os.isatty(fd)
+    finally:
+        os.close(fd)

@@ -85,6 +85,7 @@ def _read(path: str) -> bytes:
 def _write_junit(path: str, name: str, found: Ktap) -> None:
     import time
 
+    from pyvmm import output_file
     from pyvmm.testing.reports import junit
     from pyvmm.testing.result import CaseResult, RunReport
 
@@ -103,11 +104,7 @@ def _write_junit(path: str, name: str, found: Ktap) -> None:
         subtests=[test.as_dict() for test in found.tests],
     )
     text = junit.write(RunReport(base, result.started, 0.0, [result]))
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UsageError(f"--junit {path}: {error.strerror}", "choose a writable place") from None
+    output_file.write("--junit", path, text.encode("utf-8", "replace"))
 
 
 def _verdict(found: Ktap) -> str:

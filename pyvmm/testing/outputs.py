@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+from pyvmm import output_file
 from pyvmm.errors import UsageError
 from pyvmm.testing.result import RunReport
 
@@ -18,13 +19,7 @@ def check(paths: Mapping[str, str | None]) -> None:
     for option, path in paths.items():
         if path is None:
             continue
-        folder = os.path.dirname(path) or "."
-        if os.path.isdir(path):
-            raise UsageError(f"--{option} {path}: is a directory", "name a file")
-        if not os.path.isdir(folder):
-            raise UsageError(f"--{option} {path}: there is no directory {folder}", "make the directory first")
-        if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-            raise UsageError(f"--{option} {path}: not writable", "choose a writable place")
+        output_file.check(f"--{option}", path)
         where = os.path.realpath(path)
         if where in seen and (os.path.isfile(where) or not os.path.exists(where)):
             raise UsageError(f"--{option} {path} is the file of --{seen[where]} too", "choose another place")
@@ -50,28 +45,8 @@ def write(paths: Mapping[str, str | None], report: RunReport) -> None:
         module = __import__(f"pyvmm.testing.reports.{REPORTS[option]}", fromlist=["write"])
         make: Callable[[RunReport], str] = module.write
         try:
-            _write(path, make(report))
-        except OSError as error:
-            message = f"cannot write --{option} {path}: {error.strerror}"
-            errors.append(UsageError(message, "choose a writable place"))
+            output_file.write(f"--{option}", path, make(report).encode("utf-8", "replace"))
+        except UsageError as error:
+            errors.append(error)
     if errors:
         raise errors[0]
-
-
-def _write(path: str, text: str) -> None:
-    """A file whole or not at all; anything else (a pipe, a terminal) in place."""
-    data = text.encode("utf-8", "replace")
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as stream:
-            stream.write(data)
-        return
-    path = os.path.realpath(path)
-    temporary = f"{path}.{os.urandom(6).hex()}.tmp"
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise
