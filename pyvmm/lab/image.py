@@ -20,9 +20,10 @@ import subprocess
 import sys
 
 from pyvmm import cache, initramfs
-from pyvmm.errors import HostError
+from pyvmm.errors import HostError, UsageError
 from pyvmm.lab import foreign, modules, packages
 from pyvmm.lab.platforms import platform
+from pyvmm.modules import Module, given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,9 +181,8 @@ def build(architecture: str, folder: str, report: Callable[[str], None]) -> Base
         os.mkdir(result)
         for deb in debs[len(kernel) :]:
             _unpack(deb, root)
-        available = modules.unpack(
-            debs[: len(kernel)], os.path.join(result, KERNEL), os.path.join(work, "modules")
-        )
+        installed = os.path.join(work, "modules")
+        modules.unpack(debs[: len(kernel)], installed, os.path.join(result, KERNEL))
         for source in _elftools():
             shutil.copytree(
                 source,
@@ -191,7 +191,7 @@ def build(architecture: str, folder: str, report: Callable[[str], None]) -> Base
             )
         python = _add_python(root)
         entries = _entries(root)
-        entries += _own_entries(python, modules.load_order(available, made_of.modules))
+        entries += _own_entries(_drivers(installed, made_of.modules))
         report("writing the image")
         with open(os.path.join(result, ARCHIVE), "wb", buffering=0) as file:
             initramfs.write_archive(file.fileno(), entries)
@@ -308,12 +308,22 @@ def _entries(root: str) -> list[initramfs.Entry]:
     return entries
 
 
-def _own_entries(python: str, drivers: dict[str, bytes]) -> list[initramfs.Entry]:
+def _drivers(installed: str, wanted: Iterable[str]) -> list[Module]:
+    """The modules ``wanted``, of those that were unpacked into ``installed``, in the order in which they are loaded."""
+    try:
+        return given(installed).load_order(wanted)
+    except UsageError as error:  # not the user's: the kernel is one that we chose
+        raise HostError(
+            f"the kernel package will not do: {error.message}", "this is a bug in pyvmm: please report it"
+        ) from None
+
+
+def _own_entries(drivers: list[Module]) -> list[initramfs.Entry]:
     """What is in the image beside the packages: the agent, the modules, the few files of a minimal system."""
     folder = os.path.dirname(os.path.abspath(__file__))
-    init = _INIT.format(modules=" ".join(f"{name}.ko" for name in drivers), agent=_AGENT)
+    init = _INIT.format(modules=" ".join(f"{module.name}.ko" for module in drivers), agent=_AGENT)
     entries = [initramfs.CONSOLE, initramfs.file("init", init.encode(), 0o755)]
-    entries += [initramfs.file(f"usr/lib/modules/{name}.ko", data) for name, data in drivers.items()]
+    entries += [initramfs.file(f"usr/lib/modules/{module.name}.ko", module.data()) for module in drivers]
     entries += [
         initramfs.host_file(f"{_AGENT}/pyvmm/lab/{name}", os.path.join(folder, name), 0o644) for name in _OWN
     ]

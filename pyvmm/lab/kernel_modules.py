@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
 import sys
 
 from pyvmm import cache
@@ -18,7 +16,6 @@ from pyvmm.modules import ModuleTree, find, given
 
 #: Packages given by the user whose modules are kept in the cache.
 _KEPT = 4
-_IN_PACKAGE = re.compile(r"(?:usr/)?lib/modules/[^/]+/(?:.+\.ko(?:\.\w+)?|modules\.\w+)")
 
 
 def modules_of(kernel: str | None, modules: str | None = None) -> ModuleTree | None:
@@ -54,13 +51,7 @@ def _unpacked(deb: str) -> str:
         with cache.workspace(locked) as work:
             made = os.path.join(work, "made")
             os.mkdir(made)
-            for member, contents in packages.members(deb):
-                if contents is None or ".." in member.name or not _IN_PACKAGE.fullmatch(member.name):
-                    continue
-                path = os.path.join(made, member.name)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "wb") as file:
-                    shutil.copyfileobj(contents, file)
+            unpack([deb], made)
             if not os.listdir(made):
                 raise UsageError(
                     f"{deb}: there are no modules in it", "give a kernel's package, as linux-image-*.deb"
@@ -86,33 +77,23 @@ def fetched_modules(kernel: str) -> ModuleTree | None:
         package, version, release = about["package"], about["version"], about["release"]
     except (OSError, ValueError, KeyError):
         return None
-    folder = _folder(package, version, stock.architecture)
-    return ModuleTree(folder, release)
+    return given(_folder(package, version, stock.architecture), release)
 
 
 def _folder(package: str, version: str, architecture: str) -> str:
-    """The directory of the modules in a kernel's package."""
+    """A directory with the modules of a kernel's package."""
     name = f"{package}-{version.replace(':', '_')}"
     with cache.lock("modules") as locked:
         final = os.path.join(locked, name)
-        if not os.path.exists(os.path.join(final, "index.json")):
+        if not os.path.isdir(os.path.join(final, "lib")):  # older ones have their modules elsewhere
             _say(f"fetching the modules of {package}, once")
             with cache.workspace(locked) as work:
                 debs = foreign.using(architecture, lambda: _packages(package, version, work), _say)
                 made = os.path.join(work, "made")
                 os.mkdir(made)
-                unpacked = unpack(debs, os.path.join(work, "kernel"), os.path.join(made, "modules"))
-                relative = {key: path and os.path.relpath(path, made) for key, path in unpacked.items()}
-                with open(os.path.join(made, "index.json"), "w") as file:
-                    json.dump(relative, file)
+                unpack(debs, made)
                 cache.publish(made, final)
-        builtin = os.path.join(final, "modules", "modules.builtin")
-        if not os.path.exists(builtin):
-            with open(os.path.join(final, "index.json"), "rb") as index:
-                names = [key for key, path in json.load(index).items() if path is None]
-            with open(builtin, "w") as file:
-                file.write("".join(f"kernel/{key}.ko\n" for key in names))
-    return os.path.join(final, "modules")
+    return final
 
 
 def _packages(package: str, version: str, folder: str) -> list[str]:

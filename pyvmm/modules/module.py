@@ -8,6 +8,7 @@ import gzip
 import lzma
 import os
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Callable
@@ -114,9 +115,21 @@ def _zstd(data: bytes) -> bytes:
     try:
         zstd = library(name, "backports.zstd")
     except LoaderError as error:
+        if program := shutil.which("zstd"):
+            return _unpacked_by(program, data)
         raise HostError(f"a module is compressed by zstd: {error.message}", error.hint) from None
     try:
         unpacked: bytes = zstd.decompress(data)
     except zstd.ZstdError as error:
         raise ValueError(str(error)) from None
     return unpacked
+
+
+def _unpacked_by(program: str, data: bytes) -> bytes:
+    """What the zstd ``program`` makes of ``data``; ValueError if that is damaged."""
+    import subprocess
+
+    done = subprocess.run([program, "-dcq"], input=data, capture_output=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.decode("utf-8", "replace").strip())
+    return done.stdout

@@ -7,12 +7,12 @@ prints goes to the console.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 
 from pyvmm import cache, initramfs
-from pyvmm.lab import foreign, kernels, modules, packages
+from pyvmm.lab import foreign, kernels, packages
+from pyvmm.lab.kernel_modules import fetched_modules
 
 #: /proc, /sys, /dev, /dev/pts, /dev/shm, /run, /tmp and /mnt are there.  A module that does not load is said.  The
 #: exit status of the script is printed as "script: exit N", after the interrupts of virtio devices.
@@ -35,41 +35,6 @@ echo "script: exit $status"
 sync
 poweroff -f
 """
-
-
-def package_modules(kernel: str) -> dict[str, str | None]:
-    """The path of each module of the stock ``kernel`` by name, None for one that is built in; unpacked in the cache.
-
-    HostError if its package cannot be had.
-    """
-    image = kernels.fetch(kernel)
-    architecture = kernels.STOCK[kernel].architecture
-    with open(f"{image}.json", "rb") as file:
-        about = json.load(file)
-    name = f"{about['package']}-{about['version'].replace(':', '_')}"
-    with cache.lock("modules") as locked:
-        final = os.path.join(locked, name)
-        index = os.path.join(final, "index.json")
-        if not os.path.exists(index):
-            with cache.workspace(locked) as work:
-                debs = foreign.using(architecture, lambda: _kernel_packages(about["package"], work), _quiet)
-                made = os.path.join(work, "made")
-                os.mkdir(made)
-                unpacked = modules.unpack(debs, os.path.join(work, "kernel"), os.path.join(made, "modules"))
-                relative = {key: path and os.path.relpath(path, made) for key, path in unpacked.items()}
-                with open(os.path.join(made, "index.json"), "w") as file:
-                    json.dump(relative, file)
-                cache.publish(made, final)
-        with open(index) as file:
-            found: dict[str, str | None] = json.load(file)
-    return {key: path and os.path.join(final, path) for key, path in found.items()}
-
-
-def _kernel_packages(package: str, folder: str) -> list[str]:
-    """The package of a kernel, and those of its modules, fetched into ``folder``."""
-    more = packages.direct_dependencies(package) or []
-    wanted = [package, *(each for each in more if each.startswith("linux-modules-"))]
-    return packages.fetch(packages.candidates(wanted), folder)
 
 
 def _quiet(_text: str) -> None:
@@ -98,14 +63,16 @@ def initrd(
 ) -> bytes:
     """The initrd: ``wanted`` modules (as lsmod names them; "?name": if the package has it) loaded in order,
     then ``script`` by sh.  ``files`` are put there too, executable, by their paths."""
-    order = modules.load_order(package_modules(kernel), wanted)
+    tree = fetched_modules(kernels.fetch(kernel))
+    assert tree is not None
+    order = tree.load_order(wanted)
     entries = [
         initramfs.CONSOLE,
         initramfs.file("bin/busybox", busybox(kernels.STOCK[kernel].architecture), 0o755),
         initramfs.file("init", INIT.encode(), 0o755),
         initramfs.file("script", script.encode(), 0o755),
-        initramfs.file("modules/order", "".join(f"{name}\n" for name in order).encode()),
+        initramfs.file("modules/order", "".join(f"{module.name}\n" for module in order).encode()),
     ]
-    entries += [initramfs.file(f"modules/{name}.ko", data) for name, data in order.items()]
+    entries += [initramfs.file(f"modules/{module.name}.ko", module.data()) for module in order]
     entries += [initramfs.file(path, data, 0o755) for path, data in (files or {}).items()]
     return initramfs.archive(entries)

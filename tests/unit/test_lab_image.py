@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,30 +17,47 @@ from pyvmm.errors import HostError, UsageError
 from pyvmm.lab import image, modules, packages, platforms
 
 
-def module(folder: Path, name: str, depends: str, suffix: str = "") -> str:
-    """A file that looks like a kernel module to us."""
-    data = b"\x7fELF junk\0name=x\0depends=" + depends.encode() + b"\0vermagic=1\0"
-    path = folder / f"{name}.ko{suffix}"
-    path.write_bytes(lzma.compress(data) if suffix else data)
-    return str(path)
+def put(folder: Path, name: str, depends: str) -> None:
+    """A file that looks like a kernel module to us, packed if its name says so."""
+    data = b"\x7fELF junk\0name=x\0depends=" + depends.encode() + b"\0vermagic=6.1.0-1-x SMP\0"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(lzma.compress(data) if name.endswith(".xz") else data)
 
 
-def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
-    available: dict[str, str | None] = {
-        "kvm_amd": module(tmp_path, "kvm-amd", "kvm,ccp", ".xz"),
-        "kvm": module(tmp_path, "kvm", "irqbypass"),
-        "irqbypass": module(tmp_path, "irqbypass", ""),
-        "ccp": None,  # built in
-        "tun": module(tmp_path, "tun", ""),
-    }
-    order = modules.load_order(available, ["kvm_amd", "?tun", "?absent", "kvm"])
-    assert list(order) == ["irqbypass", "kvm", "kvm_amd", "tun"]
-    assert order["kvm_amd"].startswith(b"\x7fELF")
+def package(built: Path, deb: Path) -> str:
+    """The files in ``built`` as a package."""
+    (built / "DEBIAN").mkdir(parents=True)
+    (built / "DEBIAN" / "control").write_text(
+        "Package: linux\nVersion: 1\nArchitecture: all\nMaintainer: nobody <a@b>\nDescription: test\n"
+    )
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", built, deb], check=True, capture_output=True)
+    return str(deb)
 
 
-def test_a_missing_module_that_is_needed_is_an_error() -> None:
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not here")
+def test_the_kernel_and_its_modules_come_out_of_packages(tmp_path: Path) -> None:
+    one, two, installed = tmp_path / "one", tmp_path / "two", tmp_path / "installed"
+    put(one / "lib/modules/6.1.0-1-x/kernel/arch", "kvm-amd.ko.xz", "kvm,ccp")
+    (one / "lib/modules/6.1.0-1-x/modules.builtin").write_text("kernel/drivers/ccp.ko\n")
+    (one / "boot").mkdir()
+    (one / "boot/vmlinuz-6.1.0-1-x").write_bytes(b"kernel")
+    put(two / "usr/lib/modules/6.1.0-1-x/kernel/virt", "kvm.ko", "irqbypass")
+    put(two / "usr/lib/modules/6.1.0-1-x/kernel/virt", "irqbypass.ko", "")
+    put(two / "usr/lib/modules/6.1.0-1-x/kernel/net", "tun.ko", "")
+    debs = [package(one, tmp_path / "one.deb"), package(two, tmp_path / "two.deb")]
+    modules.unpack(debs, str(installed), str(tmp_path / "vmlinuz"))
+    assert (tmp_path / "vmlinuz").read_bytes() == b"kernel"
+    order = image._drivers(str(installed), ["kvm_amd", "?tun", "?absent", "kvm"])
+    assert [module.name for module in order] == ["irqbypass", "kvm", "kvm_amd", "tun"]
+    assert order[2].data().startswith(b"\x7fELF")
+    with pytest.raises(HostError, match="holds no kernel"):
+        modules.unpack(debs[1:], str(installed), str(tmp_path / "vmlinuz"))
+
+
+def test_a_missing_module_that_is_needed_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path / "lib/modules/6.1.0-1-x", "kvm.ko", "")
     with pytest.raises(HostError, match="no module kvm_amd"):
-        modules.load_order({}, ["kvm_amd"])
+        image._drivers(str(tmp_path), ["kvm_amd"])
 
 
 def test_the_kernel_is_that_of_the_first_meta_package_known(monkeypatch: pytest.MonkeyPatch) -> None:

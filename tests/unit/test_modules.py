@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.modules import Module, ModuleTree, find, given
 
 RELEASE = "6.1.0-9-test"
@@ -163,3 +163,21 @@ def test_the_modules_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert names(tree.load_order(["a", "b"])) == ["a"]
     with pytest.raises(UsageError, match="No such file"):
         modules_of(None, str(tmp_path / "absent.deb"))
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd is not here")
+def test_the_zstd_program_unpacks_what_this_python_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = put(tmp_path / "plain", "a.ko").read_bytes()
+    packed = tmp_path / "a.ko.zst"
+    subprocess.run(["zstd", "-q", "-o", packed], input=plain, check=True)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    assert Module(str(packed)).data() == plain
+    packed.write_bytes(packed.read_bytes()[:-3])
+    with pytest.raises(ImageError, match="cannot be unpacked"):
+        Module(str(packed)).data()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(HostError, match="compressed by zstd"):
+        Module(str(packed)).data()
