@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 
 from pyvmm.errors import UsageError
 from pyvmm.machine.attachments import KINDS, attachment
 from pyvmm.machine.spec import PROTOCOLS, parse_size
+from pyvmm.machine.toml_text import TomlText, shown
 from pyvmm.text import perhaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import NoReturn
 
     from pyvmm.machine.attachments.base import Attachment, Key
 
@@ -102,55 +101,20 @@ def read(path: str, given: Mapping[str, object]) -> dict[str, object]:
     ``given`` is what the command line alone says: what it excludes (an initrd, where it has --verify) is left out.
     UsageError, with file and line, for what cannot be read, is unknown, or has the wrong type.
     """
-    try:
-        with open(path, "rb") as stream:
-            text = stream.read().decode()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "give --machine a file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not text in UTF-8", "give --machine a TOML file") from None
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _syntax(path, text, str(error)) from None
-    values = _Reader(path, text).values(tables)
+    file = _MachineFile(path, "give --machine a TOML file", 'key = "text"')
+    values = file.values()
     for name, other in _EXCLUDING:
         if given.get(name):
             values.pop(other, None)
     return values
 
 
-def _syntax(path: str, text: str, message: str) -> UsageError:
-    found = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
-    line = int(found[1]) if found and found[1] else max(1, len(text.splitlines()))
-    words = message[: found.start()] if found else message
-    return UsageError(
-        f"{path}:{line}: {words[:1].lower()}{words[1:]}", 'a machine file is TOML: key = "text"'
-    )
+class _MachineFile(TomlText):
+    """One file, and its tables into values."""
 
-
-class _Reader:
-    """One file: its tables into values, and where its keys stand."""
-
-    def __init__(self, path: str, text: str) -> None:
-        self.path = path
-        self.folder = os.path.dirname(os.path.abspath(path))
-        self.headers: list[str] = []  # the kinds of [[kind]], in the order of the file
-        self.lines: dict[tuple[str, int, str], int] = {}  # (kind or "", number of the table, key or ""): line
-        table, count = "", 0
-        for number, line in enumerate(text.splitlines(), 1):
-            if header := re.match(r"\s*\[\[?\s*\"?([\w-]+)\"?\s*\]", line):
-                table = header[1]
-                count = self.headers.count(table)
-                self.headers.append(table)
-                self.lines.setdefault((table, count, ""), number)
-                self.lines.setdefault(("", 0, table), number)
-            elif key := re.match(r"\s*(?:\"([^\"]*)\"|([\w-]+))\s*[=.]", line):
-                self.lines.setdefault((table, count, key[1] or key[2] or ""), number)
-
-    def values(self, tables: Mapping[str, object]) -> dict[str, object]:
+    def values(self) -> dict[str, object]:
         found: dict[str, object] = {}
-        for name, value in tables.items():
+        for name, value in self.tables.items():
             if name in SETTINGS:
                 setting = SETTINGS[name]
                 found[setting.dest] = self.option(setting, value)
@@ -158,7 +122,7 @@ class _Reader:
                 known = (*SETTINGS, *_KIND_NAMES)
                 message = f"unknown key '{name}'{perhaps(name, known)}"
                 self.fail("", 0, name, message, f"known are {', '.join(known)}")
-        made = {kind: self.attachments(kind, tables[kind]) for kind in tables if kind in _KIND_NAMES}
+        made = {kind: self.attachments(kind) for kind in self.tables if kind in _KIND_NAMES}
         order = [kind for kind in self.headers if kind in made]
         if any(order.count(kind) != len(each) for kind, each in made.items()):  # arrays written inline
             order = [kind for kind, each in made.items() for _ in each]
@@ -177,7 +141,7 @@ class _Reader:
             "texts": type(value) is list and all(type(each) is str for each in value),
         }.get(kind, type(value) is str)
         if not fits:
-            self.fail("", 0, name, f"{name} is {_shown(value)}, not {_WORDS[kind]}", f"correct {name}")
+            self.fail("", 0, name, f"{name} is {shown(value)}, not {_WORDS[kind]}", f"correct {name}")
         if setting.choices and value not in setting.choices:
             message = f"{name} = '{value}' is unknown{perhaps(str(value), setting.choices)}"
             self.fail("", 0, name, message, f"choose one of {', '.join(setting.choices)}")
@@ -193,17 +157,9 @@ class _Reader:
                 self.fail("", 0, name, f"{name}: {error.message}", error.hint)
         return text
 
-    def attachments(self, kind: str, tables: object) -> list[Attachment]:
+    def attachments(self, kind: str) -> list[Attachment]:
         """The attachments of a kind, in order."""
-        if type(tables) is not list or not all(type(table) is dict for table in tables):
-            self.fail(
-                "",
-                0,
-                kind,
-                f"{kind} is {_shown(tables)}, not an array of tables",
-                f"write [[{kind}]], and its keys below",
-            )
-        return [self.attachment(kind, number, table) for number, table in enumerate(tables)]
+        return [self.attachment(kind, number, table) for number, table in enumerate(self.arrays(kind))]
 
     def attachment(self, kind: str, number: int, table: dict[str, object]) -> Attachment:
         """The attachment of one table."""
@@ -217,7 +173,7 @@ class _Reader:
             if key.many != (type(value) is list):
                 words = "a list" if key.many else "one value"
                 self.fail(
-                    kind, number, name, f"{kind}: {name} is {_shown(value)}, not {words}", f"correct {name}"
+                    kind, number, name, f"{kind}: {name} is {shown(value)}, not {words}", f"correct {name}"
                 )
             items = value if type(value) is list else [value]
             try:
@@ -236,15 +192,6 @@ class _Reader:
     def absolute(self, path: str) -> str:
         """A path of the file as the process can use it."""
         return os.path.join(self.folder, path) if path else path
-
-    def fail(self, kind: str, number: int, name: str, message: str, hint: str) -> NoReturn:
-        """Raise a UsageError that says where."""
-        line = (
-            self.lines.get((kind, number, name))
-            or self.lines.get((kind, number, ""))
-            or self.lines.get(("", 0, kind))
-        )
-        raise UsageError(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}", hint)
 
 
 def is_path(key: Key, value: object) -> bool:
@@ -299,11 +246,3 @@ def _toml(value: object) -> str:
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
     quoted = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
     return f'"{quoted}"'
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        return "an array of tables"
-    return repr(value)

@@ -140,7 +140,7 @@ class Axes:
 
 def read(path: str) -> Axes:
     """The axes that the test file at ``path`` describes.  UsageError, with file and line."""
-    file = TomlFile(path, EXAMPLE)
+    file = TomlFile(path, "name a test file, which is TOML", EXAMPLE)
     top = _devices(file, "", 0, file.values("", 0, file.tables, TOP, _ARRAYS))
     top.setdefault("name", os.path.basename(file.folder))
     kernels: list[dict[str, Any]] = []
