@@ -35,17 +35,8 @@ class Processes:
         self.folder = folder
         self.running: list[subprocess.Popen[bytes]] = []
         log = folder / "scheduler.log"
-        self._start(
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--no-show",
-            log=log,
-            cwd=folder,
-        )
+        options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show")
+        self._start("scheduler", *options, log=log, cwd=folder)
         self.address = self._wait_for(log, r"Scheduler at:\s+(tcp://\S+)")
 
     def worker(self, name: str) -> subprocess.Popen[bytes]:
