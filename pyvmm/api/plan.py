@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 
 from pyvmm.api.process import LabProcess, LocalProcess, Process
-from pyvmm.errors import UsageError
 from pyvmm.machine.attachments import KINDS, attachment
 from pyvmm.machine.attachments.base import Attachment
 
@@ -81,23 +80,14 @@ class Plan:
         return file.name
 
     def _in_lab(self, arguments: list[str], initrd: str | None) -> Process:
-        from pyvmm.lab import architecture_for, programs
+        from pyvmm.lab import architecture_for
+        from pyvmm.lab.machine_files import MachineFiles
 
         architecture = architecture_for(self.kernel)
-        carried = [self.kernel, *([initrd] if initrd else [])]
-        back: list[str] = []
-        attachments = self._attachments()
-        served = programs.find((each.program() for each in attachments), architecture)
-        carried += served.carry
-        for each in attachments:
-            carried += each.files()
-            back += each.changed_files()
-        carried = [path for path in carried if path != "/"]  # the lab's own system, not this one's
-        for path in carried:
-            if not os.path.exists(path):
-                raise UsageError(f"{path}: no such file", "check the name")
+        files = MachineFiles((self.kernel, initrd), self._attachments(), architecture)
+        into = [path for path in files.into if path != "/"]  # the root there is the lab's own system
         # The lab has no cache of unpacked kernels, and would unpack slower than the guest in it.
-        return LabProcess([*arguments, "--no-extract"], architecture, carried, back, served.env)
+        return LabProcess([*arguments, "--no-extract"], architecture, into, files.back, files.env)
 
     def _attachments(self) -> list[Attachment]:
         """The devices as the machine will have them, to learn which files they use."""

@@ -38,6 +38,12 @@ usage: pyvmm VERB ...
 `pyvmm VERB --help` explains one verb; `pyvmm --version` prints the version.
 """
 
+#: The module of each verb.
+VERBS = {
+    "boot": "boot", "cache": "cache", "ctl": "ctl", "doctor": "doctor", "inspect": "inspect", "lab": "lab",
+    "mkinitramfs": "mkinitramfs", "parse": "parse", "ps": "ps", "run": "run_command", "test": "test",
+}  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit code.
@@ -120,50 +126,10 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(USAGE)
         return 0 if arguments else EXIT_ERROR
     verb, rest = arguments[0], arguments[1:]
-    if verb == "boot":
-        from pyvmm.cli import boot
-
-        return boot.main(rest)
-    if verb == "run":
-        from pyvmm.cli import run_command
-
-        return run_command.main(rest)
-    if verb == "ps":
-        from pyvmm.cli import ps
-
-        return ps.main(rest)
-    if verb == "ctl":
-        from pyvmm.cli import ctl
-
-        return ctl.main(rest)
-    if verb == "inspect":
-        from pyvmm.cli import inspect
-
-        return inspect.main(rest)
-    if verb == "doctor":
-        from pyvmm.cli import doctor
-
-        return doctor.main(rest)
-    if verb == "cache":
-        from pyvmm.cli import cache
-
-        return cache.main(rest)
-    if verb == "parse":
-        from pyvmm.cli import parse
-
-        return parse.main(rest)
-    if verb == "lab":
-        from pyvmm.cli import lab
-
-        return lab.main(rest)
-    if verb == "mkinitramfs":
-        from pyvmm.cli import mkinitramfs
-
-        return mkinitramfs.main(rest)
-    if verb == "test":
-        from pyvmm.cli import test
-
-        return test.main(rest)
+    if verb in VERBS:
+        module = __import__(f"pyvmm.cli.{VERBS[verb]}", fromlist=("main",))
+        code: int = module.main(rest)
+        return code
     if verb in ("-V", "--version", "version"):
         from pyvmm import __version__
 
@@ -171,7 +137,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     from pyvmm.text import perhaps
 
-    verbs = ("boot", "cache", "ctl", "doctor", "inspect", "lab", "mkinitramfs", "parse", "ps", "run", "test")
+    verbs = sorted(VERBS)
     raise UsageError(
         f"there is no verb '{verb}'{perhaps(verb, verbs)}",
         f"the verbs are {', '.join(verbs[:-1])} and {verbs[-1]}; see pyvmm --help",

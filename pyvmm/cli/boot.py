@@ -124,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.machine_schema:
         return _print_schema()
     spec = _spec(options)
-    if options.control != "-" and any(getattr(each, "control", False) for each in spec.attachments):
+    if options.control != "-" and any(each.for_owner for each in spec.attachments):
         raise UsageError(
             "a port with control is for the owner of the machine", "add --control -, or give it a socket"
         )

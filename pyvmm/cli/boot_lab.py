@@ -9,7 +9,8 @@ from pyvmm import lab
 from pyvmm.arch import DEFAULT_CMDLINE
 from pyvmm.cli.lab import report
 from pyvmm.errors import HostError, UsageError
-from pyvmm.lab import foreground, programs
+from pyvmm.lab import foreground
+from pyvmm.lab.machine_files import MachineFiles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,20 +29,13 @@ def boot_in_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
             "--control and --name reach no machine in the lab",
             "run both there: pyvmm lab -- sh -c 'pyvmm boot ...'",
         )
-    carry_in = [path for path in (options.kernel, options.initrd, options.dtb) if path is not None]
-    written = (options.console_log, options.result, options.dump_dtb)
-    carry_out = [path for path in written if path is not None]
-    for each in spec.attachments:
-        carry_in += each.files()
-        carry_out += each.changed_files()
-    for path in carry_in:
-        if not os.path.exists(path):
-            raise UsageError(f"{path}: no such file", "check the name")
     for path in (options.kernel, options.initrd):
         if path is not None and os.path.isdir(path):  # all of it would be carried in
             raise UsageError(f"{path}: a directory, not a file", "give the file inside it")
     architecture = lab.architecture_for(options.kernel)
-    served = programs.find((each.program() for each in spec.attachments), architecture)
+    files = MachineFiles((options.kernel, options.initrd, options.dtb), spec.attachments, architecture)
+    written = (options.console_log, options.result, options.dump_dtb)
+    carry_out = [*(path for path in written if path is not None), *files.back]
     command = ["pyvmm", "boot", *(argument for argument in arguments if argument != "--lab")]
     resolved = None
     if options.machine is not None:  # what it says by now, as one file
@@ -63,10 +57,10 @@ def boot_in_lab(options: argparse.Namespace, spec: MachineSpec, arguments: list[
         status = foreground.run_in_foreground(
             session,
             command,
-            carry_in=[*carry_in, *served.carry],
+            carry_in=files.into,
             carry_out=carry_out,
             timeout=limit,
-            env=served.env,
+            env=files.env,
         )
     finally:
         if resolved is not None:

@@ -99,8 +99,7 @@ class Connection:
         except BlockingIOError:
             return
         except OSError:
-            self.close()
-            self.ended = True
+            self._break_off()
             return
         self.input += data
         self.ended = not data
@@ -135,7 +134,11 @@ class Connection:
         except BlockingIOError:
             return
         except OSError:
-            self.close()
-            self.ended = True
+            self._break_off()
             return
         del self.output[:sent]
+
+    def _break_off(self) -> None:
+        """The other side is gone without a word."""
+        self.close()
+        self.ended = True

@@ -206,6 +206,11 @@ class Attachment:
         """The files and directories of the host that it uses: what has to be carried where the machine is to run."""
         return []
 
+    @property
+    def for_owner(self) -> bool:
+        """Whether it is joined to the control connection of whoever owns the machine (``boot --control -``)."""
+        return False
+
     def program(self) -> str:
         """The separate program that serves the device where pyvmm does not; "" for none."""
         return ""

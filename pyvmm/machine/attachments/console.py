@@ -115,6 +115,11 @@ class ConsoleAttachment(Attachment):
     file: str | None
     control: bool
 
+    @property
+    def for_owner(self) -> bool:
+        """Whether the port goes to the owner."""
+        return self.control
+
     def changed_files(self) -> list[str]:
         """The file that the port's output goes to."""
         return [self.file] if self.file else []
