@@ -14,7 +14,7 @@ import pytest
 
 from pyvmm import cache
 from pyvmm.errors import HostError, UsageError
-from pyvmm.lab import image, modules, packages, platforms
+from pyvmm.lab import image, modules, packages, platforms, rootfs
 
 
 def put(folder: Path, name: str, depends: str) -> None:
@@ -85,7 +85,7 @@ def test_the_kernel_is_that_of_the_first_meta_package_known(monkeypatch: pytest.
     ],
 )
 def test_everything_goes_below_usr(name: str, place: str) -> None:
-    assert image._place(name) == place
+    assert rootfs._place(name) == place
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_everything_goes_below_usr(name: str, place: str) -> None:
     ],
 )
 def test_what_the_lab_never_reads_is_left_out(name: str, pruned: bool) -> None:
-    assert bool(image._PRUNED.match(name)) is pruned
+    assert bool(rootfs._PRUNED.match(name)) is pruned
 
 
 def a_base(folder: Path) -> None:
@@ -174,7 +174,7 @@ def a_python(root: Path, program: str) -> Path:
 def test_bytecode_for_another_architecture_is_made_by_the_hosts_own_python(tmp_path: Path) -> None:
     program = "python{}.{}".format(*sys.version_info)
     library = a_python(tmp_path, program)
-    assert image._add_python(str(tmp_path)) == program
+    assert rootfs.add_python(str(tmp_path)) == program
     compiled = library / "__pycache__" / f"module.{sys.implementation.cache_tag}.pyc"
     assert compiled.read_bytes()[4:8] == b"\1\0\0\0", "PEP 552: a hash that is not checked"
     assert os.readlink(tmp_path / "usr/bin/python3") == program
@@ -183,5 +183,5 @@ def test_bytecode_for_another_architecture_is_made_by_the_hosts_own_python(tmp_p
 def test_without_such_a_python_there_is_no_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     library = a_python(tmp_path, "python3.99")
-    assert image._add_python(str(tmp_path)) == "python3.99"
+    assert rootfs.add_python(str(tmp_path)) == "python3.99"
     assert not (library / "__pycache__").exists()
