@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def say(text: str) -> None:
 
 def stock_kernel(name: str) -> str:
     """The path of one of scripts/fetch-kernels."""
-    fetch = [ROOT / "scripts" / "fetch-kernels", name]
+    fetch = [str(ROOT / "scripts" / "fetch-kernels"), name]
     return subprocess.run(fetch, check=True, capture_output=True, text=True).stdout.split()[-1]
 
 
@@ -84,7 +85,7 @@ class Boots:
             self.lab.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         if self.lab is not None:
             self.lab.__exit__(*exception)
 
@@ -127,7 +128,7 @@ def verdict(reached: bool) -> str:
     return "reached" if reached else "NOT reached"
 
 
-def show_targets(figures: dict[str, float], targets: dict[str, float]) -> None:
+def show_targets(figures: Mapping[str, float], targets: Mapping[str, float]) -> None:
     """A table of the figures beside what each is to be at most."""
     print("\nFigures with a target")
     for name, value in figures.items():
