@@ -36,11 +36,7 @@ class Event:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run is to end, and to report what is known; ``str()`` says why, ``exit_code`` is what to exit with."""
-
-    def __init__(self, reason: str = "SIGINT", exit_code: int = 130) -> None:
-        super().__init__(reason)
-        self.exit_code = exit_code
+    """The run is to end, and to report what is known; ``str()`` is the name of the signal that says so."""
 
 
 def run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.cli import test as cli
+from pyvmm.cli import cases as cli
 from pyvmm.errors import UsageError
 from pyvmm.testing import machines, matrix
 
@@ -43,13 +43,7 @@ def cases(text_or_words, folder=None, *words):
 
 
 def matrix_of(*words):
-    given, command = list(words), []
-    if "--" in given:
-        given, command = given[: given.index("--")], given[given.index("--") + 1 :]
-    options = cli.parser().parse_args([str(word) for word in given])
-    if command:
-        options.command = command
-    return cli._matrix(options)
+    return cli.matrix(cli.parse([str(word) for word in words]))
 
 
 def refused(folder, text: str) -> UsageError:
