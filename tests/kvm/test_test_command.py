@@ -112,7 +112,8 @@ class TestOneCase:
 class TestMatrix:
     def test_each_verdict_is_told_apart_and_reported(self, test_file, tmp_path):
         path = test_file(
-            ["hello", "panic", "triple", "spin"], {"says": "expect = 'hello'", "not": "skip_reason = 'why'"}
+            ["hello", "panic", "triple", "spin"],
+            {"says": "expect = 'hello from a guest'", "not": "skip_reason = 'why'"},
         )
         reports = {name: tmp_path / f"report.{name}" for name in ("junit", "json", "ktap", "html")}
         options = [word for name, file in reports.items() for word in (f"--{name}", file)]
