@@ -123,10 +123,9 @@ def _verdict(found: Ktap) -> str:
 def _summary(found: Ktap, seen: Sequence[Splat], everything: bool) -> Iterator[str]:
     """The bad tests (or all), what the kernel complained of, what is wrong with the log, and the verdict."""
     for path, test in found.walk():
-        alone = test.bad and not any(child.bad for child in test.children)
-        if everything or alone:
+        if everything or test.bad_itself:
             yield f"{test.status:<8} {printable(' / '.join(path))}{_reason(test)}"
-        if alone:
+        if test.bad_itself:
             kept = test.diagnostics[-SHOWN_LINES:]
             if len(test.diagnostics) > len(kept):
                 yield f"         | ... {len(test.diagnostics) - len(kept)} lines before"

@@ -55,6 +55,11 @@ class Test:
         """Whether it makes the run fail."""
         return self.status in BAD
 
+    @property
+    def bad_itself(self) -> bool:
+        """Whether it is bad, and none of its own tests is to blame for that."""
+        return self.bad and not any(child.bad for child in self.children)
+
     def as_dict(self) -> dict[str, Any]:
         """The test as plain data, as it stands in :attr:`pyvmm.testing.result.CaseResult.subtests`."""
         return {
@@ -115,10 +120,20 @@ def counts(tests: Iterable[Test]) -> dict[str, int]:
     A suite is not counted, its tests are; but one that is bad although none of its tests is counts as one of its own.
     """
     found = dict.fromkeys(map(str, STATUSES), 0)
-    for test in _counted(tests):
+    for _, test in counted(tests):
         found[test.status] += 1
     found["total"] = sum(found.values())
     return found
+
+
+def counted(tests: Iterable[Test], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Test]]:
+    """The tests that :func:`counts` counts, each with ``above`` and the titles that lead to it, its own the last."""
+    for test in tests:
+        titles = (*above, test.title)
+        below = list(counted(test.children, titles))
+        yield from below
+        if not test.children or (test.bad and not any(each.bad for _, each in below)):
+            yield titles, test
 
 
 def overall(tests: Sequence[Test], plan: int | None = None) -> Literal["pass", "fail", "skip", "empty"]:
@@ -129,17 +144,6 @@ def overall(tests: Sequence[Test], plan: int | None = None) -> Literal["pass", "
     if statuses & {"pass", "todo"}:
         return "pass"
     return "skip" if statuses or plan == 0 else "empty"
-
-
-def _counted(tests: Iterable[Test]) -> Iterator[Test]:
-    for test in tests:
-        if test.children:
-            below = list(_counted(test.children))
-            yield from below
-            if test.bad and not any(each.bad for each in below):
-                yield test
-        else:
-            yield test
 
 
 def _walk(tests: Iterable[Test], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Test]]:

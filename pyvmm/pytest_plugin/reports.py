@@ -11,6 +11,7 @@ import pytest
 
 import pyvmm
 from pyvmm.errors import CommandFailed, GuestError, PyvmmError
+from pyvmm.text import printable_lines
 
 if TYPE_CHECKING:
     from pyvmm.pytest_plugin.machines import Booted, Machines
@@ -119,7 +120,4 @@ def _console(each: Booted) -> str:
 def tail(data: bytes) -> str:
     """The last lines of ``data`` as text that no terminal obeys."""
     text = data[-TAIL_BYTES:].decode("utf-8", "replace").replace("\r\n", "\n").rstrip()
-    lines = text.splitlines()[-TAIL_LINES:]
-    return "\n".join(
-        "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line) for line in lines
-    )
+    return printable_lines("\n".join(text.splitlines()[-TAIL_LINES:]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pyvmm.ktap.result import counted
 from pyvmm.text import printable_lines
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def report(found: Ktap, request: pytest.FixtureRequest) -> None:
             "there are no test results (KTAP) in what was printed\nhint: did the tests run, and print to this console?",
             pytrace=False,
         )
-    tests = list(_counted(found.tests, ()))
+    tests = list(counted(found.tests))
     subtests = _subtests(request)
     bad = []
     for titles, test in tests:
@@ -43,16 +43,6 @@ def report(found: Ktap, request: pytest.FixtureRequest) -> None:
         pytest.fail("\n".join(["the test results are not whole", *errors]), pytrace=False)
     if found.status == "skip":
         pytest.skip(f"all {len(tests)} tests were skipped")
-
-
-def _counted(tests: Sequence[Test], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Test]]:
-    """The tests without others below them, and the suites that are bad though none of theirs is."""
-    for test in tests:
-        titles = (*above, test.title)
-        below = list(_counted(test.children, titles))
-        yield from below
-        if not test.children or (test.bad and not any(each.bad for _, each in below)):
-            yield titles, test
 
 
 def _verdict(name: str, test: Test) -> None:

@@ -274,11 +274,7 @@ def _bad(tests: Ktap) -> str:
         return "there are no test results (KTAP) in what was printed"
     counts = tests.counts()
     # A suite is named only where none of its own tests is to blame.
-    names = [
-        " ".join(titles)
-        for titles, test in tests.walk()
-        if test.bad and not any(c.bad for c in test.children)
-    ]
+    names = [" ".join(titles) for titles, test in tests.walk() if test.bad_itself]
     shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     if tests.bail_out is not None:
         return f"the tests bailed out: {tests.bail_out}"

@@ -86,7 +86,7 @@ def _suites(tests: list[Test], path: tuple[str, ...]) -> Iterator[tuple[tuple[st
     for test in tests:
         if test.children:
             below = (*path, test.title)
-            if test.bad and not any(child.bad for child in test.children):
+            if test.bad_itself:
                 yield (
                     below,
                     [Test(test.title, test.status, None, test.directive, test.reason, test.diagnostics)],
