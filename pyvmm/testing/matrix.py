@@ -32,7 +32,7 @@ from pyvmm.errors import UsageError
 from pyvmm.testing import machines
 from pyvmm.testing.case import CaseSpec
 from pyvmm.testing.toml_file import Key, TomlFile
-from pyvmm.text import nearest
+from pyvmm.text import nearest, perhaps
 
 FILE_NAME = "pyvmm-test.toml"
 EXAMPLE = '[[case]], and below it name = "boots"'
@@ -120,9 +120,8 @@ class Axes:
         names = [table["name"] for table in tables]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                near = nearest(pattern, names)
-                meant = f"; perhaps you mean '{near}'" if near else ""
-                raise UsageError(f"there is no {axis} '{pattern}'{meant}", f"there are {', '.join(names)}")
+                message = f"there is no {axis} '{pattern}'{perhaps(pattern, names)}"
+                raise UsageError(message, f"there are {', '.join(names)}")
         setattr(self, f"{axis}s", [table for table in tables if _matches(table["name"], patterns)])
 
     def matrix(self, name: str) -> Matrix:
@@ -272,9 +271,7 @@ def _check_filter(
     names = [table["name"] for table in tables]
     for pattern in patterns:
         if names and not any(fnmatchcase(name, pattern) for name in names):
-            near = nearest(pattern, names)
-            meant = f"; perhaps you mean '{near}'" if near else ""
-            message = f"case: there is no {axis} '{pattern}'{meant}"
+            message = f"case: there is no {axis} '{pattern}'{perhaps(pattern, names)}"
             file.fail("case", number, key, message, f"there are {', '.join(names)}")
 
 

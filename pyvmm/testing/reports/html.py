@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from pyvmm.ktap.result import BAD
 from pyvmm.testing.reports.console_marks import locate
 from pyvmm.testing.reports.html_style import style
 from pyvmm.testing.reports.text import duration, visible
@@ -179,7 +180,7 @@ def _tests(tests: Sequence[dict[str, Any]], attributes: str = "") -> Iterator[st
         row = f'<span class="badge {status}">{status}</span> {_text(test.get("name", ""))}{note}'
         said = test.get("diagnostics")
         if said:
-            opened = " open" if status in ("fail", "crashed", "missing") and not test.get("children") else ""
+            opened = " open" if status in BAD and not test.get("children") else ""
             lines = f'<span class="dim lines">{len(said)} line{"" if len(said) == 1 else "s"}</span>'
             yield f"<li><details{opened}><summary>{row} {lines}</summary>"
             yield f"<pre>{_text(chr(10).join(map(str, said)))}</pre></details>"
