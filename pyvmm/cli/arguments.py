@@ -47,3 +47,21 @@ class Parser(argparse.ArgumentParser):
             if near and near != word:
                 message += f"; perhaps you mean {near}"
         raise UsageError(message, hint)
+
+
+def whole_number(text: str, option: str) -> int:
+    """The number, not negative, that ``option`` is given.  UsageError."""
+    if not text.isdecimal() or len(text) > 9:
+        raise UsageError(f"{option} {text}: not a whole number", f"give {option} one that is not negative")
+    return int(text)
+
+
+def seconds(text: str, option: str) -> float:
+    """The time that ``option`` is given.  UsageError."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 < found < 1e9:
+        raise UsageError(f"{option} {text}: not a number of seconds", "give a number above 0")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli.arguments import Parser
+from pyvmm.cli.arguments import Parser, seconds, whole_number
 from pyvmm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def matrix(options: argparse.Namespace) -> Matrix:
     for pattern in options.k:
         matrix.select(pattern)
     if options.timeout is not None:
-        limit = _seconds(options.timeout)
+        limit = seconds(options.timeout, "--timeout")
         for case in matrix.cases:
             case.timeout = limit
     return matrix
@@ -199,7 +199,7 @@ def _case(options: argparse.Namespace) -> dict[str, Any]:
         case["expect"] = options.expect
     case["ktap"] = options.ktap_output
     if options.status is not None:
-        case["status"] = number(options.status, "--status")
+        case["status"] = whole_number(options.status, "--status")
     check_case(case)
     return case
 
@@ -216,7 +216,7 @@ def _set_top(axes: Axes, options: argparse.Namespace) -> None:
         if name == "memory":
             value = f"{parse_size(value) >> 10}k"
         elif name == "cpus":
-            value = number(value, "--cpus")
+            value = whole_number(value, "--cpus")
         elif name in ("initrd", "modules") or (name == "root" and value != "initramfs"):
             value = os.path.abspath(value)
         axes.top[name] = value
@@ -229,20 +229,3 @@ def _set_top(axes: Axes, options: argparse.Namespace) -> None:
         axes.top["lab"] = True
         for table in (*axes.machines, *axes.cases):
             table.pop("lab", None)
-
-
-def number(text: str, option: str) -> int:
-    """The number that ``option`` is given.  UsageError."""
-    if not text.isdecimal() or len(text) > 9:
-        raise UsageError(f"{option} {text}: not a whole number", f"give {option} one that is not negative")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"--timeout {text}: not a number of seconds", "give a number above 0")
-    return seconds

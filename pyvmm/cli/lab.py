@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pyvmm.cli import report_error
-from pyvmm.cli.arguments import Parser
+from pyvmm.cli.arguments import Parser, seconds, whole_number
 from pyvmm.errors import UsageError
 from pyvmm.lab import CommandNotStarted, Lab, LabError
 from pyvmm.lab.command import TIMED_OUT
@@ -68,14 +68,14 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("there is no command to run in the lab", "pyvmm lab -- COMMAND ...")
     lab = Lab(
         options.arch,
-        _count(options.cpus),
+        whole_number(options.cpus, "--cpus"),
         parse_size(options.memory) >> 20,
         cold=options.cold,
         rebuild=options.rebuild,
         report=report,
         verbose=options.verbose,
     )
-    timeout = _seconds(options.timeout)
+    timeout = None if options.timeout is None else seconds(options.timeout, "--timeout")
     try:
         status = run_in_foreground(
             lab, command, carry_in=options.carry_in, carry_out=options.carry_out, timeout=timeout
@@ -95,21 +95,3 @@ def main(arguments: Sequence[str]) -> int:
 def report(text: str) -> None:
     """Say on standard error what takes long."""
     print(f"pyvmm: lab: {text}", file=sys.stderr, flush=True)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"--cpus {text}: not a number", "give a number of processors")
-    return int(text)
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"--timeout {text}: not a number of seconds", "give a number above 0")
-    return seconds

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import cases
+from pyvmm.cli.arguments import whole_number
 
 if TYPE_CHECKING:
     import argparse
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         for case in matrix.cases:
             print(case.id + (f"  (skipped: {case.skip_reason})" if case.skip_reason else ""))
         return 0
-    jobs = None if options.jobs is None else max(1, cases.number(options.jobs, "-j"))
-    retries = None if options.retries is None else cases.number(options.retries, "--retries")
+    jobs = None if options.jobs is None else max(1, whole_number(options.jobs, "-j"))
+    retries = None if options.retries is None else whole_number(options.retries, "--retries")
     written = {option: getattr(options, option) for option in outputs.REPORTS}
     outputs.check(written)
     if options.log_dir is not None:
