@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, cannot, run_pyvmm
 
+from pyvmm.api import labs
 from pyvmm.errors import HostError
 from pyvmm.initramfs import verify_initramfs
 from pyvmm.lab import Lab, requirements
@@ -136,18 +137,32 @@ def verify_initrd(platform, tmp_path_factory) -> Path:
     return path
 
 
+def needs_lab(platform: Platform) -> bool:
+    """Whether kernels for ``platform`` have to boot in the lab; skips the test where there is none either."""
+    doctor = json.loads(run_pyvmm("doctor", "--json").stdout)
+    if doctor["kvm"] == "hardware" and platform.is_here:
+        return False
+    if missing := ", ".join(name for name, present, _ in requirements(platform.arch) if not present):
+        cannot(f"there is neither {platform.arch} hardware KVM nor what the lab needs: {missing}")
+    return True
+
+
 @pytest.fixture(scope="module")
 def lab(platform) -> Iterator[Lab | None]:
     """A lab session, or None where this host is of that architecture and has hardware KVM."""
-    doctor = json.loads(run_pyvmm("doctor", "--json").stdout)
-    if doctor["kvm"] == "hardware" and platform.is_here:
+    if not needs_lab(platform):
         yield None
         return
-    missing = ", ".join(name for name, present, _ in requirements(platform.arch) if not present)
-    if missing:
-        cannot(f"there is neither {platform.arch} hardware KVM nor what the lab needs: {missing}")
     with Lab(platform.arch) as started:
         yield started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_lab_stays() -> Iterator[None]:
+    """The labs of a file's own machines (``vmm`` with ``lab="auto"``, :class:`pyvmm.Machine`) end with it, not with
+    pytest: those of the next files need the memory."""
+    yield
+    labs.close()
 
 
 class Boot:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, cannot
-from lab_boot import Boot, lost_by_the_emulator
+from lab_boot import X86_64, Boot, lost_by_the_emulator, needs_lab
 
 from pyvmm import cache
 from pyvmm.devices.virtio import virtiofsd
@@ -217,10 +217,7 @@ def boot(disk: Path, folder: Path) -> tuple[Boot, Dialogue]:
     script.write_text(HOST)
     result.unlink(missing_ok=True)
     kernel, initrd = f"{disk}.vmlinuz", f"{disk}.initrd"
-    hardware = json.loads(
-        subprocess.run([sys.executable, "-m", "pyvmm", "doctor", "--json"], capture_output=True, check=True,
-                       cwd=ROOT).stdout
-    )["kvm"] == "hardware"  # fmt: skip
+    hardware = not needs_lab(X86_64)
     cmdline = CMDLINE + ("" if hardware else WITHOUT_AVX)
     host = [str(script), str(folder), str(VSOCK_PORT), str(PORT)]
     command = [

@@ -50,18 +50,9 @@ def test_the_machine_has_a_gicv2(boot, kernel, tmp_path):
     image = tmp_path / "initrd.cpio"
     image.write_bytes(guest_initrd.initrd(["virtio_mmio", "virtio_rng"], SCRIPT, AARCH64.kernel))
     done = boot(
-        kernel,
-        "--initrd",
-        image,
-        "--rng",
-        "--cpus",
-        "2",
-        "--cmdline",
-        AARCH64.quiet,
-        "--timeout",
-        "120",
+        kernel, "--initrd", image, "--rng", "--cpus", "2", "--cmdline", AARCH64.quiet, "--timeout", "120",
         stdin=b"hello\n",
-    )
+    )  # fmt: skip
     assert done.code == 0, done
     assert "script: exit 0" in done.console, done
     assert "online: 0-1" in done.console, done

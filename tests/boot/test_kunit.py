@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab_boot import ATTEMPTS
+from lab_boot import ATTEMPTS, no_lab_stays
 from test_built_kernels import built
 
 from pyvmm.splats import find

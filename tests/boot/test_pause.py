@@ -6,15 +6,14 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from guest_initrd import initrd
-from lab_boot import ATTEMPTS, X86_64, kernel, platform
+from lab_boot import ATTEMPTS, X86_64, kernel, no_lab_stays, platform
 
 import pyvmm
-from pyvmm.api import labs
 
 pytestmark = [
     pytest.mark.boot,
@@ -40,13 +39,6 @@ done
 echo "the signal came"
 dmesg | grep -iE 'lockup|stall|hung|blocked for' && echo "complaints"
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_lab_stays() -> Iterator[None]:
-    """The labs of this file's machines end with it."""
-    yield
-    labs.close()
 
 
 @pytest.fixture

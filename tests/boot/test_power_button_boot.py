@@ -97,11 +97,11 @@ def press(platform, lab, tmp_path):
             "--initrd",
             path,
             "--cpus",
-            "2",
+            2,
             "--cmdline",
             platform.quiet,
             "--timeout",
-            "100",
+            100,
         )
         for _ in range(ATTEMPTS):
             done = OnTerminal(lab, arguments, answers)

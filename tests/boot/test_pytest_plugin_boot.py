@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, cannot
-from lab_boot import X86_64, fetch
-
-from pyvmm.lab import requirements
-from pyvmm.pytest_plugin.machines import kvm_kind
+from conftest import ROOT
+from lab_boot import X86_64, fetch, needs_lab
 
 pytest_plugins = "pytester"
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
@@ -34,11 +31,9 @@ def test(vmm, kernel, initramfs, number):
 """
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the kernel is for x86_64")
+@pytest.mark.skipif(not X86_64.is_here, reason="the kernel is for x86_64")
 def test_each_worker_has_its_lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = ", ".join(name for name, present, _ in requirements(X86_64.arch) if not present)
-    if missing and kvm_kind() != "hardware":
-        cannot(f"there is neither x86_64 hardware KVM nor what the lab needs: {missing}")
+    needs_lab(X86_64)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makepyfile(TESTS)
     done = pytester.runpytest_subprocess(

@@ -10,19 +10,16 @@ import os
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from conftest import cannot, run_pyvmm
 from guest_initrd import busybox
-from lab_boot import AARCH64, ATTEMPTS, X86_64, kernel, platform
+from lab_boot import ATTEMPTS, X86_64, kernel, needs_lab, no_lab_stays, platform
 
 import pyvmm
 import pyvmm.cli
 from pyvmm import initramfs, splats
 from pyvmm.agent import CannotRun, agent_entries
-from pyvmm.api import labs
-from pyvmm.lab import requirements
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 x86_64 = pytest.mark.parametrize("platform", [X86_64], indirect=True, scope="module", ids=["x86_64"])
@@ -31,22 +28,10 @@ x86_64 = pytest.mark.parametrize("platform", [X86_64], indirect=True, scope="mod
 PATIENCE = 150.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_lab_stays() -> Iterator[None]:
-    """The labs of this file's machines end with it."""
-    yield
-    labs.close()
-
-
 @pytest.fixture(scope="module")
 def in_lab(platform) -> bool:
     """Whether the machines have to be in the lab."""
-    doctor = json.loads(run_pyvmm("doctor", "--json").stdout)
-    if doctor["kvm"] == "hardware" and platform.is_here:
-        return False
-    if missing := ", ".join(name for name, present, _ in requirements(platform.arch) if not present):
-        cannot(f"there is neither {platform.arch} hardware KVM nor what the lab needs: {missing}")
-    return True
+    return needs_lab(platform)
 
 
 @pytest.fixture

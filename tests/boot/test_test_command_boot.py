@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import cannot, run_pyvmm
-from lab_boot import ATTEMPTS, X86_64, kernel, only
-
-from pyvmm.lab import requirements
+from conftest import run_pyvmm
+from lab_boot import ATTEMPTS, X86_64, kernel, needs_lab, only
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
@@ -41,12 +39,8 @@ command = "echo '<4>WARNING: CPU: 0 PID: 1 at x.c:1 f' > /dev/kmsg"
 """
 
 
-def test_commands_under_a_stock_kernel(kernel, tmp_path):
-    place = []
-    if json.loads(run_pyvmm("doctor", "--json").stdout)["kvm"] != "hardware":
-        if missing := [name for name, present, _ in requirements("x86_64") if not present]:
-            cannot(f"there is neither hardware KVM nor what the lab needs: {', '.join(missing)}")
-        place = ["--lab"]
+def test_commands_under_a_stock_kernel(kernel, platform, tmp_path):
+    place = ["--lab"] if needs_lab(platform) else []
     (tmp_path / "t.toml").write_text(CASES.format(kernel=kernel))
     report = tmp_path / "r.json"
     for _ in range(ATTEMPTS if place else 1):  # the lab's emulator loses a guest now and then
