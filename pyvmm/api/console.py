@@ -158,7 +158,7 @@ class Console:
         wanted = compiled(patterns)
         if not wanted:
             raise UsageError("nothing is expected", "give a pattern")
-        return self._expect(wanted, compiled(fail_on), timeout)
+        return self._expect(wanted, compiled(fail_on), timeout, [pattern.pattern for pattern in wanted])
 
     def expect_exact(
         self,
@@ -172,11 +172,16 @@ class Console:
         literal = [re.compile(re.escape(text.encode() if isinstance(text, str) else text)) for text in texts]
         if not literal or any(not pattern.pattern for pattern in literal):
             raise UsageError("an empty text cannot be expected", "give some text")
-        return self._expect(literal, compiled(fail_on), timeout)
+        return self._expect(literal, compiled(fail_on), timeout, texts)
 
     def _expect(
-        self, wanted: list[re.Pattern[bytes]], bad: list[re.Pattern[bytes]], timeout: float | None
+        self,
+        wanted: list[re.Pattern[bytes]],
+        bad: list[re.Pattern[bytes]],
+        timeout: float | None,
+        given: Sequence[str | bytes],
     ) -> Match:
+        """Wait for one of ``wanted``, which messages call as they were ``given``."""
         limit = self.timeout if timeout is not None and timeout < 0 else timeout
         deadline = None if limit is None else time.monotonic() + limit
         with self._changed:
@@ -205,7 +210,7 @@ class Console:
                     break
                 self._changed.wait(left)
             ended = self._ended
-        what = " or ".join(shown(pattern) for pattern in wanted)
+        what = " or ".join(map(shown, given))
         if ended:
             raise self._failure(f"the console never showed {what}")
         raise ExpectTimeout(

@@ -80,6 +80,6 @@ def first(
     return best
 
 
-def shown(pattern: re.Pattern[bytes]) -> str:
-    """A pattern in a message."""
-    return repr(pattern.pattern.decode("utf-8", "replace"))
+def shown(text: str | bytes) -> str:
+    """A text or pattern in a message."""
+    return repr(text if isinstance(text, str) else text.decode("utf-8", "replace"))

@@ -90,6 +90,13 @@ class TestConsole:
         assert "the console's last lines" in str(caught.value) and str(log) in str(caught.value)
         assert log.read_bytes() == b"ready\n"
 
+    def test_messages_call_a_text_as_it_was_given(self, guest) -> None:
+        with pyvmm.Machine(guest("echo")) as vm:
+            with pytest.raises(pyvmm.ExpectTimeout, match=r"did not show 'a \(b\)' or 'c' within"):
+                vm.console.expect_exact(["a (b)", b"c"], timeout=0.1)
+            with pytest.raises(pyvmm.ExpectTimeout, match=r"did not show 'a \\\\\(b' within"):
+                vm.console.expect(r"a \(b", timeout=0.1)
+
     def test_bad_patterns(self, guest) -> None:
         with pyvmm.Machine(guest("echo")) as vm:
             for bad in ("(", [], b"["):
