@@ -9,6 +9,7 @@ import sys
 import time
 
 from pyvmm.agent import CannotRun
+from pyvmm.api.complaints import Complaints
 from pyvmm.cli import run_options, say
 from pyvmm.errors import ExpectTimeout, GuestError, GuestPanic, TripleFault
 from pyvmm.machine.outcome import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyvmm.api.machine import Machine
-    from pyvmm.splats import Splat, SplatWatcher
 
 #: Seconds that a guest which may have written to the host's files has to end in order.
 SHUTDOWN_SECONDS = 30.0
@@ -70,8 +70,7 @@ class _Run:
         self._options = options
         self._handed_on: set[int] = set()  # signals of the user's
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        self._watcher: SplatWatcher | None = None
-        self._splats: list[Splat] = []
+        self._complaints = Complaints(options.allow_splat)
 
     def run(self, command: str | list[str], interactive: bool) -> int:
         """Run ``command``; returns the exit code."""
@@ -79,7 +78,7 @@ class _Run:
         started = time.monotonic()
         try:
             with self._machine:
-                self._machine.console.on_forget = self._look
+                self._complaints.watch(self._machine.console)
                 try:
                     status = self._command(command, interactive)
                     code = self._code(status)
@@ -154,21 +153,9 @@ class _Run:
             say(f"hint: {hint}")
         return code
 
-    def _look(self, printed: bytes) -> None:
-        """Look for splats in what the console is about to forget, or has kept; in order, nothing twice."""
-        from pyvmm.splats import SplatWatcher, first
-
-        if self._watcher is None:
-            self._watcher = SplatWatcher(self._options.allow_splat)
-        self._splats = first([*self._splats, *self._watcher.feed(printed)])
-
     def _splat(self) -> bool:
         """Whether the kernel complained about itself, of which the first is shown."""
-        console = self._machine.console
-        console.on_forget = None
-        self._look(console.log)
-        assert self._watcher is not None
-        bad = [each for each in [*self._splats, *self._watcher.end()] if not each.allowed]
+        bad = [each for each in self._complaints.all_of(self._machine.console) if not each.allowed]
         if not bad:
             return False
         say(f"pyvmm: the kernel complained: {bad[0].line}")

@@ -102,13 +102,9 @@ def parser() -> Parser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """UsageError, before anything is booted, for a time, a pattern or a device that is none."""
+    """UsageError, before anything is booted, for a time or a device that is none."""
     if options.timeout is not None and not options.timeout > 0:
         raise UsageError(f"--timeout {options.timeout:g} makes no sense", "give a number of seconds above 0")
-    if options.allow_splat:
-        from pyvmm.splats import SplatWatcher
-
-        SplatWatcher(options.allow_splat)
     if options.device:
         from pyvmm.testing import machines
 
