@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from pyvmm.agent import Mount, agent_entries
 from pyvmm.api.root import AGENT_DRIVERS, SHARE_DRIVERS, Root, Share
-from pyvmm.errors import UsageError
 from pyvmm.initramfs import archive
 from pyvmm.lab.choice import architecture_for
 from pyvmm.modules import Module
@@ -69,16 +68,9 @@ class Guest:
             *AGENT_DRIVERS,
             *self.root.drivers(),
             *(SHARE_DRIVERS if self._shares else ()),
-            *self._drivers,
         ]
-        from pyvmm.lab.kernel_modules import modules_of
+        from pyvmm.lab.kernel_modules import load_order
 
-        tree = modules_of(self._kernel, self._modules)
-        if tree is not None:
-            return tree.load_order(dict.fromkeys(needed))
-        if self._drivers:
-            raise UsageError(
-                f"the modules of {self._kernel} were not found, so {self._drivers[0]} cannot be loaded",
-                "give their directory with --modules (/lib/modules/VERSION, or the kernel's build tree)",
-            )
-        return []  # all may be built in; the agent says so if they are not
+        return load_order(
+            self._kernel, self._modules, needed, self._drivers
+        )  # the agent says what is missing

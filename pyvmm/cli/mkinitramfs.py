@@ -166,29 +166,22 @@ def _architecture(options: argparse.Namespace) -> str:
 
 def _modules(options: argparse.Namespace) -> list[Module]:
     """The modules, in the order in which they are loaded."""
-    wanted = list(options.module)
+    drivers: tuple[str, ...] = ()
     kernel = _kernel(options)
     if options.agent and (kernel is not None or options.modules is not None):
         from pyvmm.api.root import AGENT_DRIVERS
 
-        wanted = [*AGENT_DRIVERS, *wanted]
-    if not wanted:
+        drivers = AGENT_DRIVERS
+    if not drivers and not options.module:
         return []
     if kernel is None and options.modules is None:
         raise UsageError(
-            f"--module {wanted[0]}: it is not said of which kernel", "give --kernel FILE, or --modules DIR"
+            f"--module {options.module[0]}: it is not said of which kernel",
+            "give --kernel FILE, or --modules DIR",
         )
-    from pyvmm.lab.kernel_modules import modules_of
+    from pyvmm.lab.kernel_modules import load_order
 
-    tree = modules_of(kernel, options.modules)
-    if tree is not None:
-        return tree.load_order(dict.fromkeys(wanted))
-    if options.module:
-        raise UsageError(
-            f"the modules of {options.kernel} were not found, so {options.module[0]} cannot be packed",
-            "give their directory with --modules (/lib/modules/VERSION, or the kernel's build tree)",
-        )
-    return []  # the agent's drivers may be built in
+    return load_order(kernel, options.modules, drivers, options.module)
 
 
 def _compressed(data: bytes, how: str) -> bytes:

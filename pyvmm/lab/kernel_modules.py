@@ -12,7 +12,11 @@ from pyvmm import cache
 from pyvmm.errors import HostError, UsageError
 from pyvmm.lab import foreign, kernels, packages
 from pyvmm.lab.modules import unpack
-from pyvmm.modules import ModuleTree, find, given
+from pyvmm.modules import Module, ModuleTree, find, given
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 #: Packages given by the user whose modules are kept in the cache.
 _KEPT = 4
@@ -32,6 +36,25 @@ def modules_of(kernel: str | None, modules: str | None = None) -> ModuleTree | N
         return None if modules is None else given(modules)
     tree = find(kernel, modules=modules)
     return fetched_modules(kernel) if tree is None and modules is None else tree
+
+
+def load_order(
+    kernel: str | None, modules: str | None, needed: Iterable[str], named: Sequence[str]
+) -> list[Module]:
+    """The modules ``needed``, which may be built in where none are found, and those that the user ``named``, which may
+    not; with what they depend on, in an order in which they can be loaded.  Errors as :func:`modules_of`.
+
+    :raises UsageError: one is not there
+    """
+    tree = modules_of(kernel, modules)
+    if tree is not None:
+        return tree.load_order(dict.fromkeys([*needed, *named]))
+    if named:
+        raise UsageError(
+            f"the modules of {kernel} were not found, so {named[0]} cannot be loaded",
+            "give their directory with --modules (/lib/modules/VERSION, or the kernel's build tree)",
+        )
+    return []
 
 
 def _unpacked(deb: str) -> str:
