@@ -48,6 +48,7 @@ class Foreground:
         self._interrupted = 0
         self._signals = 0
         self.handed_on: set[int] = set()  # signals that the user sent, and the command got
+        self.lost = ""  # why some of the output could not be written, as a full disk
         self._broken = False  # nobody reads our output any more
         self._leaving = 0  # presses of the key
 
@@ -87,6 +88,8 @@ class Foreground:
 
     def _write(self, fd: int, data: bytes) -> None:
         """In the machine's thread: what the command printed.  A reader that is slow makes the command wait."""
+        if self.lost:
+            return
         try:
             while data:
                 data = data[os.write(fd, data) :]
@@ -94,8 +97,8 @@ class Foreground:
             if not self._broken:
                 self._broken = True
                 self._work.put(signal.SIGPIPE)
-        except OSError:  # a full disk: the command goes on, its output is lost, which the shell's user sees
-            pass
+        except OSError as error:  # the command goes on to its end
+            self.lost = error.strerror or str(error)
 
     def _read(self) -> None:
         """In a thread of its own: standard input, to its end."""

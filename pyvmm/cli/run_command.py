@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from pyvmm.api.foreground import Foreground
     from pyvmm.api.machine import Machine
 
 #: Seconds that a guest which may have written to the host's files has to end in order.
@@ -68,7 +69,7 @@ class _Run:
     def __init__(self, machine: Machine, options: argparse.Namespace) -> None:
         self._machine = machine
         self._options = options
-        self._handed_on: set[int] = set()  # signals of the user's
+        self._foreground: Foreground | None = None
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._complaints = Complaints(options.allow_splat)
 
@@ -106,7 +107,7 @@ class _Run:
 
         self._machine.wait_ready(self._left())
         foreground = Foreground(self._machine, interactive=interactive)
-        self._handed_on = foreground.handed_on
+        self._foreground = foreground
         try:
             return foreground.run(
                 command, env=run_options.environment(self._options, interactive), cwd=run_options.cwd(self._options),
@@ -120,7 +121,9 @@ class _Run:
         if status == -signal.SIGPIPE:  # our own reader went away, as with any command in a pipe
             return EXIT_SIGNAL + signal.SIGPIPE
         code = guest_exit_code(status if status >= 0 else EXIT_SIGNAL - status)
-        if -status in self._handed_on:  # the user ended it, and git bisect is to stop too
+        foreground = self._foreground
+        assert foreground is not None, "it had a status"
+        if -status in foreground.handed_on:  # the user ended it, and git bisect is to stop too
             code = EXIT_SIGNAL - status
         if status < 0:
             say(f"pyvmm: the command was ended by {_signal_name(-status)} (exit code {code})")
@@ -128,6 +131,12 @@ class _Run:
             say(
                 f"pyvmm: the command ended with {status} (given as {code}: from 120 on the codes are pyvmm's own)"
             )
+        if foreground.lost:
+            say(
+                f"pyvmm: the command's output could not be written: {foreground.lost}",
+                "hint: free some space",
+            )
+            code = code or EXIT_ERROR
         return code
 
     def _failed(self, error: GuestError | TimeoutError) -> int:

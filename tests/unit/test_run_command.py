@@ -165,6 +165,20 @@ class TestExitCodes:
         assert out.startswith("out")
         assert run.machine.made.asked == ["close"]
 
+    @pytest.mark.parametrize(("status", "code"), [(0, 125), (3, 3)])
+    def test_of_output_that_cannot_be_written(self, run, status: int, code: int) -> None:
+        """A full disk is no success, and does not hide the command's own failure."""
+        full, saved = os.open("/dev/full", os.O_WRONLY), os.dup(1)
+        os.dup2(full, 1)
+        try:
+            found, _, error = run(status=status, output=(b"out", b"err"))
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+            os.close(full)
+        assert found == code
+        assert "pyvmm: the command's output could not be written: No space left on device\nhint: " in error
+
     @pytest.mark.parametrize(
         ("number", "code"), [(errno.ENOENT, 127), (errno.EACCES, 126), (errno.ENOTDIR, 127)]
     )
