@@ -8,6 +8,7 @@ elsewhere, and gives up when that has happened too often.  On the worker a case 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -36,6 +37,7 @@ class CaseLost(HostError):
     """The workers that ran a case were lost, too many of them."""
 
 
+@functools.cache  # what is loaded does not change, whatever becomes of the files
 def fingerprint() -> str:
     """What tells this pyvmm from another: a digest of its Python files."""
     import loader
